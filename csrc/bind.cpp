@@ -1,0 +1,249 @@
+// fastrnn._core: the CPU kernels on raw addresses. Everything is checked in Python (fastrnn/_checks.py) before it gets here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "cpu/engine.h"
+
+namespace py = pybind11;
+using namespace fastrnn;
+
+namespace {
+using Address = std::uintptr_t;
+using Addresses = std::vector<Address>;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+template <class T>
+T* at(const Addresses& list, size_t i) {
+  return i < list.size() ? at<T>(list[i]) : nullptr;
+}
+
+CellId cell_id(const std::string& name) {
+  for (int i = 0; i < kNumCells; ++i)
+    if (name == kCells[i].name) return CellId(i);
+  std::string names;
+  for (const CellInfo& cell : kCells) names += std::string(names.empty() ? "" : ", ") + cell.name;
+  throw std::invalid_argument("fastrnn: cell is '" + name + "', expected one of: " + names);
+}
+
+// Lets Ctrl-C through in long calls: between chunks of time steps, at most every 50 ms, the calling thread asks Python.
+struct Interrupt {
+  int stop = 0;
+  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+
+  static void poll(void* self) {
+    Interrupt& me = *static_cast<Interrupt*>(self);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - me.last < std::chrono::milliseconds(50)) return;
+    me.last = now;
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) __atomic_store_n(&me.stop, 1, __ATOMIC_RELEASE);
+  }
+  RunOptions options(const std::string& schedule, int threads) {
+    return {schedule.c_str(), threads, &stop, &Interrupt::poll, this};
+  }
+};
+
+template <class T>
+RnnWeights<T> weights_of(const Addresses& list, size_t first) {
+  return {at<const T>(list, first), at<const T>(list, first + 1), at<const T>(list, first + 2),
+          at<const T>(list, first + 3), at<const T>(list, first + 4)};
+}
+
+template <class T>
+void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stride_t, int64_t x_stride_b,
+                const Addresses& weights, const Addresses& states_in, Address lengths, Address reset_mask,
+                int64_t reset_stride_t, int64_t reset_stride_b) {
+  p.shape = shape;
+  p.x = at<const T>(x);
+  p.x_stride_t = x_stride_t;
+  p.x_stride_b = x_stride_b;
+  for (int d = 0; d < shape.D; ++d) p.weights[d] = weights_of<T>(weights, 5 * d);
+  for (int s = 0; s < kMaxStates; ++s) p.states_in[s] = at<const T>(states_in, s);
+  p.lengths = at<const int64_t>(lengths);
+  p.reset_mask = at<const uint8_t>(reset_mask);
+  p.reset_stride_t = reset_stride_t;
+  p.reset_stride_b = reset_stride_b;
+}
+
+template <class T, class Params, class Run>
+void run_interruptible(const Params& p, const std::string& schedule, int threads, Run run) {
+  Interrupt interrupt;
+  {
+    py::gil_scoped_release release;
+    run(p, interrupt.options(schedule, threads));
+  }
+  if (interrupt.stop) throw py::error_already_set();
+}
+
+void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                 Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights, const Addresses& states_in,
+                 Address lengths, Address reset_mask, int64_t reset_stride_t, int64_t reset_stride_b, Address y,
+                 int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out, Address reserve,
+                 const std::string& schedule, int threads) {
+  const CellId id = cell_id(cell);
+  const auto call = [&](auto zero) {
+    using E = decltype(zero);
+    RnnForward<E> p{};
+    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask, reset_stride_t,
+               reset_stride_b);
+    p.y = at<E>(y);
+    p.y_stride_t = y_stride_t;
+    p.y_stride_b = y_stride_b;
+    for (int s = 0; s < kMaxStates; ++s) p.states_out[s] = at<E>(states_out, s);
+    p.reserve = at<E>(reserve);
+    run_interruptible<E>(p, schedule, threads, [&](const auto& q, const RunOptions& o) { run_forward<E>(id, q, o); });
+  };
+  itemsize == 4 ? call(0.0f) : call(0.0);
+}
+
+void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                  Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights, const Addresses& states_in,
+                  Address lengths, Address reset_mask, int64_t reset_stride_t, int64_t reset_stride_b, Address y,
+                  int64_t y_stride_t, int64_t y_stride_b, Address reserve, Address dy, int64_t dy_stride_t,
+                  int64_t dy_stride_b, const Addresses& dstates_out, Address dx, int64_t dx_stride_t,
+                  int64_t dx_stride_b, const Addresses& dstates_in, const Addresses& dweights,
+                  const std::string& schedule, int threads) {
+  const CellId id = cell_id(cell);
+  const auto call = [&](auto zero) {
+    using E = decltype(zero);
+    RnnBackward<E> p{};
+    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask, reset_stride_t,
+               reset_stride_b);
+    p.y = at<const E>(y);
+    p.y_stride_t = y_stride_t;
+    p.y_stride_b = y_stride_b;
+    p.reserve = at<const E>(reserve);
+    p.dy = at<const E>(dy);
+    p.dy_stride_t = dy_stride_t;
+    p.dy_stride_b = dy_stride_b;
+    p.dx = at<E>(dx);
+    p.dx_stride_t = dx_stride_t;
+    p.dx_stride_b = dx_stride_b;
+    for (int s = 0; s < kMaxStates; ++s) {
+      p.dstates_out[s] = at<const E>(dstates_out, s);
+      p.dstates_in[s] = at<E>(dstates_in, s);
+    }
+    for (int d = 0; d < D; ++d)
+      p.grads[d] = {at<E>(dweights, 5 * d), at<E>(dweights, 5 * d + 1), at<E>(dweights, 5 * d + 2),
+                    at<E>(dweights, 5 * d + 3), at<E>(dweights, 5 * d + 4)};
+    run_interruptible<E>(p, schedule, threads, [&](const auto& q, const RunOptions& o) { run_backward<E>(id, q, o); });
+  };
+  itemsize == 4 ? call(0.0f) : call(0.0);
+}
+
+py::dict plan(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+              bool training, int threads, const std::string& schedule) {
+  const Plan plan = make_plan({kCells[cell_id(cell)], itemsize, {T, B, I, H, P, D}, training, threads, schedule.c_str()});
+  return py::dict(py::arg("schedule") = schedule_name(plan.schedule), py::arg("threads") = plan.threads,
+                  py::arg("chunk_steps") = plan.chunk_steps);
+}
+
+// float32 or float64 stepper behind one Python type.
+class AnyStepper {
+ public:
+  AnyStepper(const std::string& cell, int itemsize, int64_t B, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes,
+             const Addresses& weights) {
+    std::vector<LayerSize> layers;
+    for (const auto& s : sizes) layers.push_back({std::get<0>(s), std::get<1>(s), std::get<2>(s)});
+    const auto build = [&](auto zero) {
+      using E = decltype(zero);
+      std::vector<RnnWeights<E>> list;
+      for (size_t l = 0; l < layers.size(); ++l) list.push_back(weights_of<E>(weights, 5 * l));
+      return std::make_unique<Stepper<E>>(cell_id(cell), B, layers, list);
+    };
+    if (itemsize == 4)
+      f32_ = build(0.0f);
+    else
+      f64_ = build(0.0);
+  }
+  void step(Address x, Address y) { f32_ ? f32_->step(at<float>(x), at<float>(y)) : f64_->step(at<double>(x), at<double>(y)); }
+  void get_states(const Addresses& into) const {
+    for (size_t s = 0; s < into.size(); ++s)
+      if (into[s]) f32_ ? f32_->get_states(int(s), at<float>(into[s])) : f64_->get_states(int(s), at<double>(into[s]));
+  }
+  void set_states(const Addresses& from) {
+    for (size_t s = 0; s < from.size(); ++s)
+      if (from[s]) f32_ ? f32_->set_states(int(s), at<float>(from[s])) : f64_->set_states(int(s), at<double>(from[s]));
+  }
+  void reset(Address mask) { f32_ ? f32_->reset(at<uint8_t>(mask)) : f64_->reset(at<uint8_t>(mask)); }
+
+ private:
+  std::unique_ptr<Stepper<float>> f32_;
+  std::unique_ptr<Stepper<double>> f64_;
+};
+
+// The best of a few short runs on every thread of a team; `work` does `units` of work and is timed as a whole.
+template <class Work>
+double best_rate(int threads, double units, Work work) {
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  for (int repeat = 0; repeat < 7; ++repeat) {
+    std::vector<std::thread> others;
+    const auto start = Clock::now();
+    for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
+    work(0);
+    for (std::thread& t : others) t.join();
+    best = std::max(best, threads * units / std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best;
+}
+
+double measure_fma(int threads) {
+  py::gil_scoped_release release;
+  constexpr int64_t kIterations = 4000000;
+  const double flops = cpu_table().fma_loop(1) * kIterations;
+  return best_rate(threads, flops, [](int) { cpu_table().fma_loop(kIterations); }) / 1e9;
+}
+
+double measure_read(int64_t bytes, int threads) {
+  py::gil_scoped_release release;
+  std::vector<Buffer> buffers;
+  for (int i = 0; i < threads; ++i) {
+    buffers.emplace_back(bytes);
+    std::memset(buffers.back().data(), 1, size_t(bytes));
+  }
+  const int64_t repeats = std::max<int64_t>(1, (int64_t(1) << 30) / bytes);
+  return best_rate(threads, double(bytes) * double(repeats), [&](int i) {
+    cpu_table().read_loop(reinterpret_cast<const float*>(buffers[i].data()), bytes / 4, repeats);
+  }) / 1e9;
+}
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "fastrnn CPU kernels on raw addresses; use fastrnn.nn, fastrnn.functional or fastrnn.numpy instead.";
+  py::dict cells;
+  for (const CellInfo& cell : kCells)
+    cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
+                                py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0));
+  m.attr("CELLS") = cells;
+  m.def("isas", &isas, "The instruction sets that this CPU runs, best first.");
+  m.def("isa", [] { return cpu_table().isa; }, "The instruction set in use.");
+  m.def("set_isa", &set_isa, py::arg("isa"), "Use this instruction set; '' is the best.");
+  m.def("num_threads", &num_threads);
+  m.def("default_num_threads", &default_num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("rnn_forward", &rnn_forward);
+  m.def("rnn_backward", &rnn_backward);
+  m.def("plan", &plan, py::arg("cell"), py::arg("itemsize"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
+        py::arg("P"), py::arg("D"), py::arg("training"), py::arg("threads"), py::arg("schedule") = "");
+  m.def("measure_fma", &measure_fma, py::arg("threads"), "Multiply-add rate of all threads together, GFLOP/s.");
+  m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("threads"),
+        "Sustained read rate of all threads together, each over its own buffer of `bytes`, GB/s.");
+  m.def("activation", [](const std::string& name, int64_t n, Address x, Address y) {
+    py::gil_scoped_release release;
+    cpu_table().activation(name.c_str(), n, at<const float>(x), at<float>(y));
+  }, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"), "exp, tanh or sigmoid of float32 as the kernels compute it.");
+  py::class_<AnyStepper>(m, "Stepper")
+      .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&, const Addresses&>())
+      .def("step", &AnyStepper::step)
+      .def("get_states", &AnyStepper::get_states)
+      .def("set_states", &AnyStepper::set_states)
+      .def("reset", &AnyStepper::reset);
+}

@@ -1,0 +1,14 @@
+#pragma once
+// The list of cells: one word here instantiates a cell in every schedule, ISA and binding.
+#include "gru.h"
+#include "gru_reset_before.h"
+#include "lstm.h"
+#include "rnn.h"
+
+#define FASTRNN_FOR_EACH_CELL(X) \
+  X(rnn_tanh, RnnTanhCell)       \
+  X(rnn_relu, RnnReluCell)       \
+  X(rnn_sigmoid, RnnSigmoidCell) \
+  X(lstm, LstmCell)              \
+  X(gru, GruCell)                \
+  X(gru_reset_before, GruResetBeforeCell)

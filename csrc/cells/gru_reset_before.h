@@ -1,0 +1,44 @@
+#pragma once
+// GRU with the reset gate before the matrix product (Cho et al. 2014, eq. 5-8; Keras reset_after=False):
+//   r,z = sigmoid(x + r_)   u = r*h   n = tanh(x_n + R_n u + b)   h' = n + z*(h - n)
+// The candidate's recurrent product needs u of every unit, so the last kLateGates gates run in a second stage:
+// early() yields u, which takes the place of h in their product, and forward() then sees r[2] = R_n u + b.
+#include "math.h"
+
+namespace fastrnn {
+struct GruResetBeforeCell {
+  static constexpr int kGates = 3;      // r z n
+  static constexpr int kStates = 1;     // h
+  static constexpr int kSaved = 4;      // r z n, and u, which the loop stores in the last slot
+  static constexpr int kLateGates = 1;  // n
+  static constexpr bool kReadsH = true;
+  static constexpr bool kSharedGateGrad = true;  // dx == dr
+
+  // First stage: gates r and z. saved[0..1] are kept for forward().
+  template <class V>
+  FASTRNN_HD static void early(const V* x, const V* r, const V* s, V* u, V* saved) {
+    saved[0] = sigmoid(x[0] + r[0]);
+    saved[1] = sigmoid(x[1] + r[1]);
+    *u = saved[0] * s[0];
+  }
+  template <class V>
+  FASTRNN_HD static void forward(const V* x, const V* r, const V* s, V* s_new, V* saved) {
+    const V n = tanh(x[2] + r[2]);
+    s_new[0] = n + saved[1] * (s[0] - n);
+    saved[2] = n;
+  }
+  // Gradients of n and z; ds[0] still lacks the path through u, which backward_early() adds from du = R_n^T dr[2].
+  template <class V>
+  FASTRNN_HD static void backward(const V* saved, const V* s, const V*, const V* ds_new, V* dx, V* dr, V* ds) {
+    const V z = saved[1], n = saved[2], dh = ds_new[0];
+    dx[2] = dr[2] = dh * (V(1) - z) * d_tanh(n);
+    dx[1] = dr[1] = dh * (s[0] - n) * d_sigmoid(z);
+    ds[0] = dh * z;
+  }
+  template <class V>
+  FASTRNN_HD static void backward_early(const V* saved, const V* s, V du, V* dx, V* dr, V* ds) {
+    dx[0] = dr[0] = du * s[0] * d_sigmoid(saved[0]);
+    ds[0] = ds[0] + du * saved[0];
+  }
+};
+}  // namespace fastrnn

@@ -1,0 +1,79 @@
+#pragma once
+// Runs a layer: plan, packed weights, scratch, threads. And the stepper, which keeps all of that between calls.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "plan.h"
+#include "pool.h"
+
+namespace fastrnn {
+struct RunOptions {
+  const char* schedule = "";
+  int threads = 0;                // 0 = num_threads()
+  int* stop = nullptr;            // see Team
+  void (*poll)(void*) = nullptr;
+  void* poll_arg = nullptr;
+};
+template <class T>
+void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options);
+template <class T>
+void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& options);
+
+// Sets flush-to-zero and denormals-are-zero for the current thread, and restores the caller's mode on exit.
+class FlushDenormals {
+ public:
+  FlushDenormals();
+  ~FlushDenormals();
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  unsigned saved_;
+};
+
+// Heap memory aligned to a cache line, never initialised.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t bytes);
+  char* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const;
+  };
+  std::unique_ptr<char, Free> data_;
+  int64_t size_ = 0;
+};
+
+struct LayerSize {
+  int64_t I, H, P;
+};
+// One time step at a time through a stack of unidirectional layers, on the calling thread. step() neither allocates,
+// locks nor calls the system.
+template <class T>
+class Stepper {
+ public:
+  Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights);
+  void step(const T* x, T* y);  // x [B, I], y [B, P or H]
+  void get_states(int state, T* into) const;  // [L, B, *]
+  void set_states(int state, const T* from);
+  void reset(const uint8_t* mask);  // [B], null = all rows
+
+ private:
+  struct Layer {
+    RnnShape shape;
+    Buffer packed_buffer, states, y;
+    PackedForward<T> packed;
+    int64_t state_width(int state) const { return state == 0 ? shape.out() : shape.H; }
+    T* state(int state) const { return reinterpret_cast<T*>(states.data()) + (state ? shape.B * shape.out() : 0); }
+  };
+  const CpuTable* table_;
+  CellId cell_;
+  std::vector<Layer> layers_;
+  Buffer scratch_;
+};
+}  // namespace fastrnn

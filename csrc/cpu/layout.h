@@ -1,0 +1,108 @@
+#pragma once
+// What forward and backward agree on: how a cell's gates fall into stages and panels, the order of the rows, and scratch.
+#include "matmul.h"
+#include "table.h"
+
+namespace fastrnn {
+namespace {
+
+// A step is one stage, or two for a cell whose last kLateGates gates multiply an intermediate u instead of h.
+// A panel holds every gate of the stage for nb() blocks of W units, so that a tile's sums are enough for the gate math.
+template <class Cell>
+struct Stages {
+  static constexpr int kCount = Cell::kLateGates ? 2 : 1;
+  static constexpr int gates(int stage) { return stage == 0 ? Cell::kGates - Cell::kLateGates : Cell::kLateGates; }
+  static constexpr int first_gate(int stage) { return stage == 0 ? 0 : Cell::kGates - Cell::kLateGates; }
+  static constexpr int nb(int stage) { return gates(stage) >= 3 ? 1 : kMaxTileVecs / gates(stage); }
+  static constexpr int nv(int stage) { return gates(stage) * nb(stage); }
+};
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+inline Range share(int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
+
+// The rows of the batch that one thread walks, longest first, so that the rows still running at step k are a prefix.
+// Step k of a row is time k forwards, length-1-k in the reverse direction.
+struct Rows {
+  int64_t count = 0;
+  int64_t* batch;   // [count] index into the batch
+  int64_t* length;  // [count] descending
+  int64_t* order;   // [count] position among all rows, an index into shared scratch
+
+  int64_t steps() const { return count ? length[0] : 0; }
+  // Rows still running at step k, given that `before` ran at an earlier (smaller) step.
+  int64_t running(int64_t k, int64_t before) const {
+    while (before > 0 && length[before - 1] <= k) --before;
+    return before;
+  }
+};
+inline int64_t length_of(const int64_t* lengths, int64_t T, int64_t b) { return lengths ? lengths[b] : T; }
+
+// Every rank-th of `stride` rows. Counting sort by length would need T counters; B is small, so insertion into a
+// merge-sorted permutation: bottom-up merge sort, stable, no allocation (temp: [B]).
+inline void sort_rows(int64_t B, int64_t T, const int64_t* lengths, int64_t* sorted, int64_t* temp) {
+  for (int64_t b = 0; b < B; ++b) sorted[b] = b;
+  if (!lengths) return;
+  for (int64_t width = 1; width < B; width *= 2) {
+    for (int64_t lo = 0; lo < B; lo += 2 * width) {
+      const int64_t mid = lo + width < B ? lo + width : B, hi = lo + 2 * width < B ? lo + 2 * width : B;
+      for (int64_t i = lo, j = mid, k = lo; k < hi; ++k) {
+        const bool left = i < mid && (j >= hi || length_of(lengths, T, sorted[i]) >= length_of(lengths, T, sorted[j]));
+        temp[k] = left ? sorted[i++] : sorted[j++];
+      }
+    }
+    for (int64_t b = 0; b < B; ++b) sorted[b] = temp[b];
+  }
+}
+
+// Hands out 64-byte aligned pieces of one block; with base null it only measures.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t n) {
+    T* p = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += round_up(n * int64_t(sizeof(T)), 64);
+    return p;
+  }
+};
+
+inline Rows take_rows(Arena& arena, int64_t B, int64_t T, const int64_t* lengths, int first, int stride) {
+  Rows rows;
+  rows.batch = arena.take<int64_t>(B);
+  rows.length = arena.take<int64_t>(B);
+  rows.order = arena.take<int64_t>(B);
+  int64_t* temp = arena.take<int64_t>(B);
+  if (!arena.base) return rows;
+  sort_rows(B, T, lengths, rows.order, temp);
+  for (int64_t k = first; k < B; k += stride) {
+    rows.batch[rows.count] = rows.order[k];
+    rows.length[rows.count] = length_of(lengths, T, rows.order[k]);
+    temp[rows.count++] = k;
+  }
+  for (int64_t k = 0; k < rows.count; ++k) rows.order[k] = temp[k];
+  return rows;
+}
+
+// Segment boundaries of one direction: true if no state enters step k of the row (see reset_mask in docs/semantics.md).
+template <class T>
+inline bool enters_fresh(const RnnInput<T>& p, bool reverse, int64_t b, int64_t length, int64_t k) {
+  if (!p.reset_mask) return false;
+  if (reverse && k == 0) return false;
+  const int64_t t = reverse ? length - k : k;
+  return p.reset_mask[t * p.reset_stride_t + b * p.reset_stride_b] != 0;
+}
+
+template <class T>
+inline void fill_zero(T* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = T(0);
+}
+template <class T>
+inline void copy_or_zero(const T* src, int64_t n, T* dst, int64_t padded) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = src ? src[i] : T(0);
+  for (int64_t i = n; i < padded; ++i) dst[i] = T(0);
+}
+}  // namespace
+}  // namespace fastrnn

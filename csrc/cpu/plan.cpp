@@ -1,0 +1,82 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace fastrnn {
+namespace {
+// A rough model of one core, good enough to rank schedules: what matters is where two threads stop paying.
+// Measured with `python -m fastrnn bench --ceilings` on Zen 4 and Cascade Lake servers; both lie within 30 % of these.
+constexpr double kFlopsPerUs = 100e3;       // float32 multiply-adds, counted as two
+constexpr double kL1Bytes = 32e3, kL2Bytes = 0.9e6;
+constexpr double kL1BytesPerUs = 200e3, kL2BytesPerUs = 100e3, kL3BytesPerUs = 50e3;
+constexpr double kBarrierUs = 0.15;
+constexpr double kWakeUs = 3.0;             // handing a job to the pool and back
+constexpr double kGateUs = 0.3e-3;          // one gate of one unit, activation included
+
+double stream_us(double bytes) {
+  return bytes / (bytes <= kL1Bytes ? kL1BytesPerUs : bytes <= kL2Bytes ? kL2BytesPerUs : kL3BytesPerUs);
+}
+
+struct Candidate {
+  Schedule schedule;
+  int threads;
+  double us;
+};
+
+double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
+  const RnnShape& s = q.shape;
+  const bool side_by_side = s.D == 2 && threads > 1 && !q.backward;  // forward directions run in parallel
+  const double sequential = side_by_side ? 1 : double(s.D), team = side_by_side ? threads / 2 : threads;
+  const double rows = schedule == kBatchSplit ? (s.B + team - 1) / team : double(s.B);
+  const double part = schedule == kBatchSplit ? 1.0 : 1.0 / team;  // of the hidden units
+  const double gates = q.cell.gates, scale = q.itemsize / 4.0;
+  const double weights = gates * s.H * s.out() + double(s.P) * s.H;
+  const double serial = std::max(2 * weights * rows * part * scale / kFlopsPerUs, stream_us(weights * part * q.itemsize));
+  const double step = serial + rows * part * gates * s.H * kGateUs * scale + (schedule == kHiddenSplit && team > 1 ? kBarrierUs : 0);
+  const double long_products = (q.backward ? 4 : 2) * gates * s.H * s.I * double(s.B) / team / kFlopsPerUs * scale +
+                               (q.backward ? 2 * weights * double(s.B) / team / kFlopsPerUs * scale : 0);
+  return sequential * s.T * (step + long_products) + (threads > 1 ? kWakeUs : 0);
+}
+
+int64_t chunk_steps(const PlanQuery& q, Schedule schedule, int threads) {
+  const RnnShape& s = q.shape;
+  const int64_t B = std::max<int64_t>(s.B, 1);
+  if (q.backward) return std::clamp<int64_t>((512 + B - 1) / B, 1, s.T);  // not of `threads`: sums must not depend on it
+  const int64_t rows = schedule == kBatchSplit ? (B + threads - 1) / threads : B;
+  const int64_t row_bytes = q.cell.gates * s.H * q.itemsize / (schedule == kHiddenSplit ? threads : 1) + 1;
+  // Projected input that stays in L2, but at least enough rows to reuse each weight panel.
+  const int64_t fit = (int64_t(256) << 10) / (row_bytes * rows), enough = (96 + rows - 1) / rows;
+  return std::clamp<int64_t>(std::max(fit, enough), 1, s.T);
+}
+}  // namespace
+
+const char* schedule_name(Schedule schedule) { return schedule == kBatchSplit ? "batch_split" : "hidden_split"; }
+
+Plan make_plan(const PlanQuery& q) {
+  const int most = std::clamp<int>(q.threads, 1, kMaxThreads);
+  const bool forced = q.schedule && *q.schedule;
+  if (forced && std::strcmp(q.schedule, "batch_split") && std::strcmp(q.schedule, "hidden_split"))
+    throw std::invalid_argument(std::string("plan: schedule is '") + q.schedule + "', expected batch_split or hidden_split");
+  Candidate best{kBatchSplit, 1, 0};
+  bool any = false;
+  const auto consider = [&](Schedule schedule, int threads) {
+    if (forced && std::strcmp(q.schedule, schedule_name(schedule))) return;
+    const double us = estimate_us(q, schedule, threads);
+    if (!any || us < 0.97 * best.us) best = {schedule, threads, us};
+    any = true;
+  };
+  if (forced) {
+    consider(kBatchSplit, most);
+    consider(kHiddenSplit, most);
+  } else {
+    for (int threads = 1; threads <= most; threads = threads < most && 2 * threads > most ? most : 2 * threads) {
+      consider(kBatchSplit, threads);
+      if (threads > 1) consider(kHiddenSplit, threads);
+    }
+  }
+  return {best.schedule, best.threads, chunk_steps(q, best.schedule, best.threads)};
+}
+}  // namespace fastrnn

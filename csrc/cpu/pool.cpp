@@ -1,0 +1,197 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+namespace fastrnn {
+namespace {
+// About 30 us on current x86: longer than the gap between two calls of a busy caller, short for everybody else.
+constexpr int kIdleSpins = 1000;
+// Spins of a barrier before it yields: with more threads than cores a pure spin loses whole time slices.
+constexpr int kBarrierSpins = 2048;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  void (*work)(void*, const Team&);
+  void* context;
+  Team prototype;
+  int size;
+};
+
+class Pool {
+ public:
+  bool run(const Job& job) {
+    std::unique_lock<std::mutex> lock(running_, std::try_to_lock);
+    if (!lock || !grow(job.size - 1)) return false;
+    job_ = job;
+    job_.prototype.flags = flags_;
+    std::memset(static_cast<void*>(flags_), 0, sizeof(TeamFlag) * job.size);
+    done_.store(0, std::memory_order_relaxed);
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard<std::mutex> wake_lock(sleep_);
+      wake_.notify_all();
+    }
+    work(0);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < workers_; ++spins)
+      spins < kBarrierSpins ? relax() : std::this_thread::yield();
+    return true;
+  }
+
+ private:
+  void work(int rank) {
+    Team team = job_.prototype;
+    team.rank = rank;
+    team.size = job_.size;
+    job_.work(job_.context, team);
+  }
+
+  bool grow(int workers) {
+    if (workers >= kMaxThreads) return false;
+    sigset_t all, before;  // signals belong to the caller's threads
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    try {
+      while (workers_ < workers) {
+        std::thread(&Pool::loop, this, workers_ + 1, epoch_.load()).detach();
+        ++workers_;
+      }
+    } catch (const std::system_error&) {
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return workers_ >= workers;
+  }
+
+  void loop(int rank, uint64_t seen) {
+    for (;;) {
+      for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; ++spins) {
+        if (spins < kIdleSpins) {
+          relax();
+          continue;
+        }
+        std::unique_lock<std::mutex> lock(sleep_);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+      }
+      ++seen;
+      if (rank < job_.size) work(rank);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  std::mutex running_;
+  Job job_{};
+  int workers_ = 0;
+  alignas(64) std::atomic<uint64_t> epoch_{0};
+  alignas(64) std::atomic<int> done_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex sleep_;
+  std::condition_variable wake_;
+  TeamFlag flags_[kMaxThreads];
+};
+
+// Never destroyed: workers may outlive static destructors. After fork the child's copy has no threads: forget it.
+std::atomic<Pool*> pool{nullptr};
+Pool& the_pool() {
+  if (Pool* p = pool) return *p;
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }); });
+  Pool* fresh = new Pool;
+  Pool* none = nullptr;
+  if (!pool.compare_exchange_strong(none, fresh)) delete fresh;
+  return *pool;
+}
+
+int affinity_count() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return int(std::thread::hardware_concurrency());
+}
+
+// CPUs granted by the cgroup's quota (v2, then v1), or a large number.
+int cgroup_quota() {
+  double quota = -1, period = -1;
+  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(f, "%lf %lf", &quota, &period) != 2) quota = -1;
+    std::fclose(f);
+  } else {
+    const auto number = [](const char* path) {
+      double v = -1;
+      if (FILE* g = std::fopen(path, "r")) {
+        if (std::fscanf(g, "%lf", &v) != 1) v = -1;
+        std::fclose(g);
+      }
+      return v;
+    };
+    quota = number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+    period = number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  }
+  return quota > 0 && period > 0 ? std::max(1, int(std::ceil(quota / period))) : kMaxThreads;
+}
+
+std::atomic<int> chosen_threads{0};
+}  // namespace
+
+void Team::wait_for_all() const {
+  const uint64_t phase = flags[rank * flag_stride].phase + 1;
+  __atomic_store_n(&flags[rank * flag_stride].phase, phase, __ATOMIC_RELEASE);
+  for (int other = 0; other < size; ++other)
+    for (int spins = 0; __atomic_load_n(&flags[other * flag_stride].phase, __ATOMIC_ACQUIRE) < phase; ++spins)
+      spins < kBarrierSpins ? relax() : std::this_thread::yield();
+}
+
+int default_num_threads() {
+  if (const char* env = std::getenv("FASTRNN_NUM_THREADS"); env && *env) {
+    char* end;
+    const long n = std::strtol(env, &end, 10);
+    if (*end || n < 1)
+      throw std::invalid_argument("fastrnn: FASTRNN_NUM_THREADS is '" + std::string(env) + "', expected an integer >= 1");
+    return int(std::min<long>(n, kMaxThreads));
+  }
+  return std::max(1, std::min(std::min(affinity_count(), cgroup_quota()), kMaxThreads));
+}
+
+int num_threads() {
+  if (int n = chosen_threads) return n;
+  chosen_threads = default_num_threads();
+  return chosen_threads;
+}
+
+void set_num_threads(int n) {
+  if (n < 1) throw std::invalid_argument("set_num_threads: n is " + std::to_string(n) + ", expected n >= 1");
+  chosen_threads = std::min(n, kMaxThreads);
+}
+
+bool run_team(int size, void (*work)(void*, const Team&), void* context, const Team& prototype) {
+  if (size == 1) {
+    Team team = prototype;
+    team.rank = 0;
+    team.size = 1;
+    work(context, team);
+    return true;
+  }
+  return the_pool().run(Job{work, context, prototype, size});
+}
+}  // namespace fastrnn

@@ -1,0 +1,342 @@
+#pragma once
+// The forward time loop, for any cell. Per chunk of time steps: the input projection of the whole chunk (one long
+// product), then step by step the recurrent product of a tile of rows x units, whose sums meet the projected input in
+// registers and go through the cell before anything is stored. y itself is the h that the next step reads.
+#include "layout.h"
+
+namespace fastrnn {
+namespace {
+
+template <class Cell, class T>
+int64_t packed_forward_layout(const RnnShape& s, Arena& arena, PackedForward<T>* into) {
+  constexpr int W = Vec<T>::kWidth;
+  using S = Stages<Cell>;
+  PackedForward<T> packed{};
+  for (int stage = 0; stage < S::kCount; ++stage) {
+    const int64_t columns = round_up(s.H, S::nb(stage) * W) * S::gates(stage);
+    packed.wx[stage] = arena.take<T>(columns * s.I);
+    packed.wh[stage] = arena.take<T>(columns * (stage == 0 ? s.out() : s.H));
+    packed.bx[stage] = arena.take<T>(columns);
+    packed.bh[stage] = arena.take<T>(columns);
+  }
+  packed.wr = s.P ? arena.take<T>(packed_columns_size<T>(s.H, s.P)) : nullptr;
+  if (into) *into = packed;
+  return arena.used;
+}
+template <class Cell, class T>
+int64_t packed_forward_bytes(const RnnShape& s) {
+  Arena arena{nullptr};
+  return packed_forward_layout<Cell, T>(s, arena, nullptr);
+}
+
+template <class Cell, class T>
+PackedForward<T> pack_forward(const RnnShape& s, const RnnWeights<T>& w, char* into) {
+  using S = Stages<Cell>;
+  Arena arena{into};
+  PackedForward<T> packed;
+  packed_forward_layout<Cell, T>(s, arena, &packed);
+  for (int stage = 0; stage < S::kCount; ++stage) {
+    const int first = S::first_gate(stage), gates = S::gates(stage), nb = S::nb(stage);
+    const auto put = [&](const T* src, int64_t K, const T* dst) {
+      if (src)
+        pack_gates(src, s.H, K, first, gates, nb, const_cast<T*>(dst));
+      else
+        fill_zero(const_cast<T*>(dst), round_up(s.H, nb * Vec<T>::kWidth) * gates * K);
+    };
+    put(w.w_ih, s.I, packed.wx[stage]);
+    put(w.w_hh, stage == 0 ? s.out() : s.H, packed.wh[stage]);
+    put(w.b_ih, 1, packed.bx[stage]);
+    put(w.b_hh, 1, packed.bh[stage]);
+  }
+  if (s.P) {  // W_hr^T [H, P]: gather its rows through a strided pack
+    T* dst = const_cast<T*>(packed.wr);
+    constexpr int64_t kColumns = kMaxTileVecs * Vec<T>::kWidth;
+    for (int64_t c = 0; c < round_up(s.P, kColumns); ++c)
+      for (int64_t k = 0; k < s.H; ++k)
+        dst[(c / kColumns * s.H + k) * kColumns + c % kColumns] = c < s.P ? w.w_hr[c * s.H + k] : T(0);
+  }
+  return packed;
+}
+
+template <class Cell, class T>
+class ForwardRun {
+  using V = Vec<T>;
+  using S = Stages<Cell>;
+  static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
+
+  struct Row {         // pointers of one row at the current step
+    const T* h_prev;   // [out()]
+    const T* c_prev;   // [kExtra * Hp]
+    T* c_new;          // [kExtra * Hp]
+    T* saved;          // [kSaved * Hp], null when nobody needs the gates
+    T* h_full;         // [Hp] h before projection, null without
+    T* y;              // [out()]
+  };
+
+ public:
+  // Scratch of one direction: what the team shares, then one equal piece per member. With a null base it only measures.
+  ForwardRun(const RnnForward<T>& p, const PackedForward<T>& packed, int direction, const Plan& plan, const Team& team,
+             char* scratch)
+      : p_(p), s_(p.shape), w_(packed), d_(direction), plan_(plan), team_(team), Hp_(p.shape.hidden_padded()) {
+    Arena shared{scratch};
+    take_shared(shared);
+    Arena measure{nullptr};
+    take_own(measure);
+    bytes_ = shared.used + team.size * measure.used;
+    if (!scratch) return;
+    Arena own{scratch + shared.used + team.rank * measure.used};
+    take_own(own);
+  }
+  int64_t bytes() const { return bytes_; }
+
+  void run() {
+    begin();
+    int64_t running = rows_.count;
+    for (int64_t k0 = 0; k0 < rows_.steps(); k0 += plan_.chunk_steps) {
+      if (team_.rank == 0 && team_.poll) team_.poll(team_.poll_arg);
+      if (plan_.schedule == kHiddenSplit) team_.sync();
+      if (team_.stopped()) return;
+      const int64_t k1 = k0 + plan_.chunk_steps < rows_.steps() ? k0 + plan_.chunk_steps : rows_.steps();
+      list_chunk(k0, k1, running);
+      project_inputs<0>(base_[k1 - k0]);
+      if constexpr (S::kCount == 2) project_inputs<1>(base_[k1 - k0]);
+      for (int64_t k = k0; k < k1; ++k) {
+        running = rows_.running(k, running);
+        set_rows(k, running);
+        step(k, base_[k - k0], base_[k1 - k0], running);
+      }
+    }
+    finish();
+  }
+
+ private:
+  void take_shared(Arena& arena) {
+    state_ = arena.take<T>(s_.B * kExtra * Hp_);
+    u_ = arena.take<T>(Cell::kLateGates ? s_.B * Hp_ : 0);
+    saved_ = arena.take<T>(Cell::kLateGates && !p_.reserve ? s_.B * K * Hp_ : 0);
+    h_full_ = arena.take<T>(s_.P ? s_.B * Hp_ : 0);
+  }
+  void take_own(Arena& arena) {
+    const bool by_rows = plan_.schedule == kBatchSplit;
+    const int64_t max_rows = by_rows ? ceil_div(s_.B, team_.size) : s_.B;
+    rows_ = take_rows(arena, s_.B, s_.T, p_.lengths, by_rows ? team_.rank : 0, by_rows ? team_.size : 1);
+    row_ = arena.take<Row>(max_rows);
+    a_ = arena.take<const T*>(max_rows * plan_.chunk_steps);
+    base_ = arena.take<int64_t>(plan_.chunk_steps + 1);
+    zeros_ = arena.take<T>(zeros_size());
+    for (int stage = 0; stage < S::kCount; ++stage) {
+      const int64_t panels = ceil_div(s_.H, S::nb(stage) * W);
+      panels_[stage] = by_rows ? Range{0, panels} : share(panels, team_.rank, team_.size);
+      const int64_t max_panels = by_rows ? panels : ceil_div(panels, team_.size);
+      gx_[stage] = arena.take<T>(max_rows * plan_.chunk_steps * max_panels * S::nv(stage) * W);
+    }
+    const int64_t panels = ceil_div(s_.P, kMaxTileVecs * W);
+    projected_ = by_rows ? Range{0, panels} : share(panels, team_.rank, team_.size);
+  }
+  int64_t zeros_size() const { return (kExtra > 1 ? kExtra : 1) * (Hp_ > s_.out() ? Hp_ : s_.out()); }
+
+  bool reverse() const { return d_ == 1; }
+  int64_t time(int64_t i, int64_t k) const { return reverse() ? rows_.length[i] - 1 - k : k; }
+  T* y_at(int64_t i, int64_t k) const {
+    return p_.y + time(i, k) * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out();
+  }
+  const T* h0_of(int64_t i) const {
+    return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + rows_.batch[i]) * s_.out() : zeros_;
+  }
+  T* reserve_at(int64_t i, int64_t k) const {
+    return p_.reserve + ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * reserve_slots(K, Cell::kStates, s_.P) * Hp_;
+  }
+  // This thread's part of per-row chores: its own rows, or every size-th row when the team shares them all.
+  bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
+  // Between stages and steps. By rows nobody waits: no thread reads what another wrote.
+  void step_barrier() const {
+    if (plan_.schedule == kHiddenSplit) team_.sync();
+  }
+
+  void begin() {
+    fill_zero(zeros_, zeros_size());
+    for (int64_t i = 0; i < rows_.count; ++i) {
+      if (!mine(i)) continue;
+      for (int e = 0; e < kExtra; ++e) {
+        const T* c0 = p_.states_in[1 + e];
+        copy_or_zero(c0 ? c0 + (d_ * s_.B + rows_.batch[i]) * s_.H : nullptr, s_.H,
+                     state_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
+      }
+      for (int64_t t = rows_.length[i]; t < s_.T; ++t)
+        fill_zero(p_.y + t * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out(), s_.out());
+    }
+    step_barrier();
+  }
+
+  void finish() {
+    for (int64_t i = 0; i < rows_.count; ++i) {
+      if (!mine(i)) continue;
+      const int64_t last = rows_.length[i] - 1, at = d_ * s_.B + rows_.batch[i];
+      if (p_.states_out[0])
+        copy_or_zero(last < 0 ? h0_of(i) : y_at(i, last), s_.out(), p_.states_out[0] + at * s_.out(), s_.out());
+      for (int e = 0; e < kExtra; ++e) {
+        const T* c = state_ + (rows_.order[i] * kExtra + e) * Hp_;
+        if (p_.reserve && last >= 0) c = reserve_at(i, last) + (K + e) * Hp_;
+        if (p_.states_out[1 + e]) copy_or_zero(c, s_.H, p_.states_out[1 + e] + at * s_.H, s_.H);
+      }
+    }
+  }
+
+  // Rows of x for steps [k0, k1), in the order of steps; base_[k - k0] is where step k starts.
+  void list_chunk(int64_t k0, int64_t k1, int64_t running) {
+    int64_t n = 0;
+    for (int64_t k = k0; k < k1; ++k) {
+      base_[k - k0] = n;
+      running = rows_.running(k, running);
+      for (int64_t i = 0; i < running; ++i)
+        a_[n++] = p_.x + time(i, k) * p_.x_stride_t + rows_.batch[i] * p_.x_stride_b;
+    }
+    base_[k1 - k0] = n;
+  }
+
+  template <int stage>
+  void project_inputs(int64_t n) {
+    constexpr int NV = S::nv(stage);
+    for (int64_t p = panels_[stage].begin; p < panels_[stage].end; ++p) {
+      T* out = gx_[stage] + (p - panels_[stage].begin) * n * NV * W;
+      for_each_row_tile<TileShape<T>::max_rows(NV)>(n, [&](int64_t r, int mr) {
+        tile_rows<T, NV>(mr, s_.I, a_ + r, w_.wx[stage] + p * s_.I * NV * W, w_.bx[stage] + p * NV * W, out + r * NV * W);
+      });
+    }
+  }
+
+  void set_rows(int64_t k, int64_t running) {
+    for (int64_t i = 0; i < running; ++i) {
+      Row& row = row_[i];
+      const bool fresh = enters_fresh(p_, reverse(), rows_.batch[i], rows_.length[i], k);
+      T* state = state_ + rows_.order[i] * kExtra * Hp_;
+      row.y = y_at(i, k);
+      row.h_prev = fresh ? zeros_ : k == 0 ? h0_of(i) : y_at(i, k - 1);
+      row.c_prev = fresh ? zeros_ : state;
+      row.c_new = state;
+      row.saved = Cell::kLateGates ? saved_ + rows_.order[i] * K * Hp_ : nullptr;
+      row.h_full = s_.P ? h_full_ + rows_.order[i] * Hp_ : nullptr;
+      if (p_.reserve) {
+        row.saved = reserve_at(i, k);
+        row.c_new = row.saved + K * Hp_;
+        if (!fresh && k > 0) row.c_prev = reserve_at(i, k - 1) + K * Hp_;
+        if (s_.P) row.h_full = row.saved + (K + kExtra) * Hp_;
+      }
+      a_[i] = row.h_prev;
+    }
+  }
+
+  void step(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
+    recur<0>(k, gx_base, gx_rows, running);
+    if constexpr (S::kCount == 2) {
+      step_barrier();
+      for (int64_t i = 0; i < running; ++i) a_[i] = u_ + rows_.order[i] * Hp_;
+      recur<1>(k, gx_base, gx_rows, running);
+    }
+    if (s_.P) {
+      step_barrier();
+      for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].h_full;
+      matmul_rows<T, kMaxTileVecs>(s_.H, running, a_, w_.wr, nullptr, projected_.begin, projected_.end, k & 1,
+                                   [&](int64_t panel, int64_t r0, int mr, const T* sums) {
+        for (int r = 0; r < mr; ++r)
+          for (int j = 0; j < kMaxTileVecs; ++j) {
+            const int64_t c = (panel * kMaxTileVecs + j) * W;
+            if (c < s_.P) store_lanes(V::load(sums + (r * kMaxTileVecs + j) * W), row_[r0 + r].y + c, s_.P - c);
+          }
+      });
+    }
+    step_barrier();
+  }
+
+  template <int stage>
+  void recur(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
+    constexpr int NV = S::nv(stage), NB = S::nb(stage), kGates = S::gates(stage), kFirst = S::first_gate(stage);
+    const Range panels = panels_[stage];
+    const int64_t depth = stage == 0 ? s_.out() : s_.H;
+    const auto cell = [&](int64_t panel, int64_t r0, int mr, const T* sums) {
+      const T* gx = gx_[stage] + ((panel - panels.begin) * gx_rows + gx_base + r0) * NV * W;
+      for (int r = 0; r < mr; ++r)
+        for (int b = 0; b < NB; ++b) {
+          const int64_t unit = (panel * NB + b) * W;
+          if (NB > 1 && unit >= s_.H) break;
+          V x[G], rec[G];
+          for (int g = 0; g < kGates; ++g) {
+            x[kFirst + g] = V::load(gx + (r * NV + b * kGates + g) * W);
+            rec[kFirst + g] = V::load(sums + (r * NV + b * kGates + g) * W);
+          }
+          units<stage>(row_[r0 + r], r0 + r, unit, x, rec);
+        }
+    };
+    matmul_rows<T, NV>(depth, running, a_, w_.wh[stage], w_.bh[stage], panels.begin, panels.end, k & 1, cell);
+  }
+
+  // The gate math of W units of one row.
+  template <int stage>
+  void units(const Row& row, int64_t i, int64_t unit, const V* x, const V* rec) {
+    const int64_t lanes = s_.H - unit;
+    V s[Cell::kStates], s_new[Cell::kStates], saved[K];
+    s[0] = Cell::kReadsH ? load_lanes(row.h_prev + unit, lanes) : V(0);
+    for (int e = 0; e < kExtra; ++e) s[1 + e] = V::load(row.c_prev + e * Hp_ + unit);
+    if constexpr (Cell::kLateGates != 0 && stage == 0) {
+      V u;
+      Cell::early(x, rec, s, &u, saved);
+      for (int g = 0; g < S::gates(0); ++g) saved[g].store(row.saved + g * Hp_ + unit);
+      u.store(row.saved + (K - 1) * Hp_ + unit);
+      u.store(u_ + rows_.order[i] * Hp_ + unit);
+    } else {
+      if constexpr (Cell::kLateGates != 0)
+        for (int g = 0; g < S::gates(0); ++g) saved[g] = V::load(row.saved + g * Hp_ + unit);
+      Cell::forward(x, rec, s, s_new, saved);
+      for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
+      if (s_.P)
+        s_new[0].store(row.h_full + unit);
+      else
+        store_lanes(s_new[0], row.y + unit, lanes);
+      if (row.saved) {
+        constexpr int kFirst = Cell::kLateGates ? S::gates(0) : 0, kLast = Cell::kLateGates ? K - 1 : K;
+        for (int q = kFirst; q < kLast; ++q) saved[q].store(row.saved + q * Hp_ + unit);
+      }
+    }
+  }
+
+  const RnnForward<T>& p_;
+  const RnnShape& s_;
+  const PackedForward<T>& w_;
+  const int d_;
+  const Plan plan_;
+  const Team team_;
+  const int64_t Hp_;
+  int64_t bytes_;
+  Rows rows_;
+  Row* row_;
+  const T** a_;     // row pointers of the current product
+  int64_t* base_;
+  T *state_, *u_, *saved_, *h_full_, *zeros_;
+  T* gx_[2];        // projected input of the chunk: [own panels][rows of the chunk][NV*W]
+  Range panels_[2], projected_;
+};
+
+// Two directions run side by side when there are threads for both.
+inline int direction_teams(const RnnShape& s, int threads) { return s.D == 2 && threads > 1 ? 2 : 1; }
+
+template <class Cell, class T>
+int64_t forward_scratch(const RnnForward<T>& p, const Plan& plan) {
+  Team team;
+  team.size = plan.threads;
+  team = team.part(0, direction_teams(p.shape, plan.threads));
+  return p.shape.D * ForwardRun<Cell, T>(p, PackedForward<T>{}, 0, plan, team, nullptr).bytes();
+}
+
+template <class Cell, class T>
+void rnn_forward(const ForwardJob<T>& job) {
+  const RnnForward<T>& p = *job.p;
+  const int teams = direction_teams(p.shape, job.team.size);
+  const int64_t bytes = forward_scratch<Cell, T>(p, job.plan) / p.shape.D;
+  for (int d = 0; d < p.shape.D; ++d) {
+    const int part = teams == 2 ? d : 0;
+    if (job.team.rank % teams != part) continue;
+    ForwardRun<Cell, T>(p, job.packed[d], d, job.plan, job.team.part(part, teams), job.scratch + d * bytes).run();
+  }
+}
+}  // namespace
+}  // namespace fastrnn

@@ -1,0 +1,70 @@
+#pragma once
+// Plain structs that cross the layers: what the caller asked (RnnShape, RnnForward, RnnBackward). Shapes are checked in
+// Python; every offset is 64-bit; strides are in elements; a null pointer means "absent" where the field says so.
+#include <stdint.h>
+
+namespace fastrnn {
+
+// One layer. T steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions.
+struct RnnShape {
+  int64_t T, B, I, H, P, D;
+  int64_t out() const { return P ? P : H; }             // width of h
+  int64_t hidden_padded() const { return (H + 15) / 16 * 16; }
+};
+
+// The layout of `reserve` is the same for every ISA: [D, T, B, slots, hidden_padded], slots = kSaved gates,
+// then the states beyond h (c of an LSTM), then, with a projection, h before it.
+inline int64_t reserve_slots(int saved, int states, int64_t P) { return saved + states - 1 + (P ? 1 : 0); }
+
+constexpr int kMaxStates = 2;
+constexpr int kMaxGates = 4;
+
+template <class T>
+struct RnnWeights {  // one direction, torch's layout, contiguous
+  const T* w_ih;     // [G*H, I]
+  const T* w_hh;     // [G*H, P or H]
+  const T* b_ih;     // [G*H], null = zero
+  const T* b_hh;     // [G*H], null = zero
+  const T* w_hr;     // [P, H], null without projection
+};
+
+template <class T>
+struct RnnGrads {  // like RnnWeights, to be overwritten; null = not wanted
+  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
+// Input of forward and backward alike.
+template <class T>
+struct RnnInput {
+  RnnShape shape;
+  const T* x;  // [T, B, I], last dimension contiguous
+  int64_t x_stride_t, x_stride_b;
+  RnnWeights<T> weights[2];            // per direction
+  const T* states_in[kMaxStates];      // h [D, B, out()], c [D, B, H], contiguous; null = zero
+  const int64_t* lengths;              // [B] in [0, T]; null = all T
+  const uint8_t* reset_mask;           // [T, B]; null = none
+  int64_t reset_stride_t, reset_stride_b;
+};
+
+template <class T>
+struct RnnForward : RnnInput<T> {
+  T* y;  // [T, B, D*out()], last dimension contiguous
+  int64_t y_stride_t, y_stride_b;
+  T* states_out[kMaxStates];  // like states_in; null = not wanted
+  T* reserve;                 // null = inference
+};
+
+template <class T>
+struct RnnBackward : RnnInput<T> {
+  const T* y;
+  int64_t y_stride_t, y_stride_b;
+  const T* reserve;
+  const T* dy;  // [T, B, D*out()], null = zero
+  int64_t dy_stride_t, dy_stride_b;
+  const T* dstates_out[kMaxStates];  // null = zero
+  T* dx;                             // [T, B, I], null = not wanted
+  int64_t dx_stride_t, dx_stride_b;
+  T* dstates_in[kMaxStates];  // null = not wanted
+  RnnGrads<T> grads[2];
+};
+}  // namespace fastrnn

@@ -1,0 +1,78 @@
+"""Fast recurrent networks: drop-in torch modules, functions and NumPy layers over one compiled engine.
+
+Importing this package loads neither torch nor NumPy; each front end is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._checks import DeviceError, DTypeError, ShapeError
+
+if TYPE_CHECKING:
+    from . import bench, functional, nn, numpy, ops, reference
+    from ._convert import convert, to_torch
+
+_NEEDS_TORCH = ("functional", "nn", "ops", "reference")
+_MODULES = (*_NEEDS_TORCH, "bench", "numpy")
+_CORE = {"get_num_threads": "num_threads", "set_num_threads": "set_num_threads", "isa": "isa", "isas": "isas"}
+
+__all__ = [
+    "DTypeError",
+    "DeviceError",
+    "ShapeError",
+    "bench",
+    "convert",
+    "functional",
+    "get_num_threads",
+    "isa",
+    "isas",
+    "nn",
+    "numpy",
+    "ops",
+    "reference",
+    "set_isa",
+    "set_num_threads",
+    "to_torch",
+]
+
+
+def set_isa(name: str = "") -> None:
+    """Forces the instruction set of every later call: "avx512", "avx2", "scalar", or "" for the best.
+
+    Raises:
+        ValueError: this CPU cannot run it.
+    """
+    importlib.import_module("fastrnn._core").set_isa(name)
+
+
+def _with_torch(name: str, module: str) -> Any:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"fastrnn.{name} needs torch >= 2.4; install it with: pip install fastrnn[torch]") from error
+    return importlib.import_module(f"fastrnn.{module}")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("convert", "to_torch"):
+        value = getattr(_with_torch(name, "_convert"), name)
+    elif name in _NEEDS_TORCH:
+        value = _with_torch(name, name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fastrnn.{name}")
+    elif name in _CORE:
+        value = getattr(importlib.import_module("fastrnn._core"), _CORE[name])
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("fastrnn")
+    else:
+        raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,0 +1,139 @@
+"""Argument checks and the one wording of their errors: `function: argument has X, expected Y`.
+
+No torch and no NumPy in here: shapes are sequences of ints, dtypes and devices are anything with a readable str().
+The front ends call a check only after a cheap comparison has failed or when a call is slow anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "rnn_sigmoid": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+STATE_NAMES = ("h0", "c0")
+
+
+class ShapeError(ValueError, RuntimeError):
+    """A size, rank or count is wrong; both bases because code written for torch catches either of them."""
+
+
+class DTypeError(TypeError, ValueError, RuntimeError):
+    """An argument has a type or element type that the function does not take."""
+
+
+class DeviceError(RuntimeError, ValueError):
+    """An argument lives where the function cannot read it: another device, layout or a freed storage."""
+
+
+def function_of(cell: str) -> str:
+    """The public function that runs `cell`: lstm, gru or rnn."""
+    return cell.partition("_")[0]
+
+
+def shape_error(function: str, argument: str, got: Sequence[int], symbols: str, expected: Sequence[int]) -> ShapeError:
+    """The error for one array: `lstm: weight_hh_l0 has shape (64, 15), expected (4*H, H) = (64, 16)`."""
+    got, expected = tuple(int(n) for n in got), tuple(int(n) for n in expected)
+    return ShapeError(f"{function}: {argument} has shape {got}, expected {symbols} = {expected}")
+
+
+def check_shape(function: str, argument: str, got: Sequence[int], symbols: str, expected: Sequence[int]) -> None:
+    """Raises ShapeError unless the two shapes are the same."""
+    if tuple(got) != tuple(expected):
+        raise shape_error(function, argument, got, symbols, expected)
+
+
+def check_rank(function: str, argument: str, got: Sequence[int], symbols: str, hint: str = "") -> None:
+    """Raises ShapeError unless `got` has one size per symbol: `rnn: x has shape (3,), expected 3 sizes (T, B, I)`."""
+    if len(got) != symbols.count(",") + 1:
+        sizes = tuple(int(n) for n in got)
+        raise ShapeError(
+            f"{function}: {argument} has shape {sizes}, expected {symbols.count(',') + 1} sizes {symbols}{hint}"
+        )
+
+
+def check_size(function: str, argument: str, name: str, got: int, least: int = 1) -> None:
+    """Raises ShapeError if a size is too small: `gru: x has T = 0, expected at least 1`."""
+    if got < least:
+        raise ShapeError(f"{function}: {argument} has {name} = {int(got)}, expected at least {least}")
+
+
+def check_count(function: str, argument: str, got: int, expected: str) -> None:
+    """Raises ShapeError for a list of the wrong length; call it only when the length is known to be wrong."""
+    raise ShapeError(f"{function}: {argument} has {got} entries, expected {expected}")
+
+
+def dtype_error(function: str, argument: str, got: object, expected: object, hint: str = "") -> DTypeError:
+    """The error for one dtype or type: `gru: h0 has dtype float64, expected float32 (the dtype of x)`."""
+    return DTypeError(f"{function}: {argument} has dtype {got}, expected {expected}{hint}")
+
+
+def type_error(function: str, argument: str, got: object, expected: str) -> DTypeError:
+    """The error for an object of the wrong Python type: `lstm: x is a list, expected a torch.Tensor`."""
+    return DTypeError(f"{function}: {argument} is a {type(got).__name__}, expected {expected}")
+
+
+def device_error(function: str, argument: str, got: object, expected: object) -> DeviceError:
+    """The error for one device: `lstm: h0 is on cuda:0, expected cpu (the device of x)`."""
+    return DeviceError(f"{function}: {argument} is on {got}, expected {expected}")
+
+
+def storage_error(function: str, argument: str, got_bytes: int, needed_bytes: int) -> DeviceError:
+    """The error for an array that reaches past its memory, such as a sharded parameter that was freed."""
+    return DeviceError(
+        f"{function}: {argument} has a storage of {got_bytes} bytes, expected at least {needed_bytes} (freed or resized?)"
+    )
+
+
+def weight_names(directions: int, bias: bool, projection: bool, suffix: str = "") -> list[str]:
+    """Parameter names of one layer in torch's order; `suffix` is `_l0`, or empty for a cell."""
+    parts = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * bias + ["weight_hr"] * projection
+    return [part + suffix + end for end in ("", "_reverse")[:directions] for part in parts]
+
+
+def weight_shapes(gates: int, I: int, H: int, P: int, directions: int, bias: bool) -> list[tuple[int, ...]]:
+    """Expected weight shapes of one layer, in the order of weight_names()."""
+    parts = [(gates * H, I), (gates * H, P or H)] + [(gates * H,)] * (2 if bias else 0) + ([(P, H)] if P else [])
+    return parts * directions
+
+
+def _weight_symbols(gates: int, directions: int, bias: bool, projection: bool, first_layer: bool) -> Iterator[str]:
+    rows = "H" if gates == 1 else f"{gates}*H"
+    out = "P" if projection else "H"
+    columns = "I" if first_layer else (out if directions == 1 else f"{directions}*{out}")
+    parts = [f"({rows}, {columns})", f"({rows}, {out})"] + [f"({rows},)"] * (2 if bias else 0)
+    return iter((parts + ["(P, H)"] * projection) * directions)
+
+
+def check_weights(
+    function: str,
+    gates: int,
+    got: Sequence[Sequence[int]],
+    I: int,
+    H: int,
+    P: int,
+    directions: int,
+    bias: bool,
+    suffix: str = "",
+    first_layer: bool = True,
+) -> None:
+    """Raises ShapeError naming the first weight of one layer whose shape is wrong.
+
+    Args:
+        gates: gates of the cell (1, 3 or 4).
+        got: shapes of the weights of one layer, torch's order: w_ih, w_hh, b_ih, b_hh, w_hr per direction.
+        I, H, P: sizes of input, hidden state and projection (0 = none).
+    """
+    names = weight_names(directions, bias, P > 0, suffix)
+    if len(got) != len(names):
+        check_count(function, f"weights{suffix}", len(got), f"{len(names)} ({', '.join(names)})")
+    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer)
+    shapes = weight_shapes(gates, I, H, P, directions, bias)
+    for name, shape, symbol, expected in zip(names, got, symbols, shapes):
+        check_shape(function, name, shape, symbol, expected)
+
+
+def check_lengths(function: str, lowest: int, highest: int, T: int) -> None:
+    """Raises ShapeError if lengths reach outside the sequence."""
+    if lowest < 0:
+        raise ShapeError(f"{function}: lengths has {int(lowest)}, expected 0 <= lengths <= T = {int(T)}")
+    if highest > T:
+        raise ShapeError(f"{function}: lengths has {int(highest)}, expected 0 <= lengths <= T = {int(T)}")

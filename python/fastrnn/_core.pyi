@@ -1,0 +1,122 @@
+"""The CPU kernels on raw addresses.
+
+Addresses are plain ints (`tensor.data_ptr()`, `array.ctypes.data`), 0 = absent; sizes and strides are in elements. Nothing
+is checked here: fastrnn's Python front ends check everything first, and the caller keeps the memory alive during the call.
+Letters: T time steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions, G gates, S states.
+"""
+
+from typing import TypedDict
+
+class Cell(TypedDict):
+    gates: int  # G
+    states: int  # S: 1 (h) or 2 (h, c)
+    reserve: int  # R: what forward keeps per step for backward, in rows of H rounded up to a multiple of 16
+
+class Plan(TypedDict):
+    schedule: str  # "batch_split" or "hidden_split"
+    threads: int
+    chunk_steps: int  # time steps of which the input projection is computed at once
+
+CELLS: dict[str, Cell]
+
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def set_isa(isa: str) -> None: ...
+def num_threads() -> int: ...
+def default_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def rnn_forward(
+    cell: str,
+    itemsize: int,  # 4 = float32, 8 = float64
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    x: int,  # [T, B, I], last dimension contiguous
+    x_stride_t: int,
+    x_stride_b: int,
+    weights: list[int],  # per direction: w_ih [G*H, I], w_hh [G*H, P or H], b_ih [G*H], b_hh [G*H], w_hr [P, H]
+    states_in: list[int],  # h [D, B, P or H], c [D, B, H]; 0 = zeros
+    lengths: int,  # int64 [B] or 0
+    reset_mask: int,  # bool [T, B] or 0
+    reset_stride_t: int,
+    reset_stride_b: int,
+    y: int,  # [T, B, D * (P or H)], last dimension contiguous
+    y_stride_t: int,
+    y_stride_b: int,
+    states_out: list[int],  # like states_in; 0 = not wanted
+    reserve: int,  # [D, T, B, R, H rounded up to a multiple of 16]; 0 = inference
+    schedule: str,  # "" = chosen by plan()
+    threads: int,  # 0 = num_threads()
+    /,
+) -> None: ...
+def rnn_backward(
+    cell: str,
+    itemsize: int,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    x: int,
+    x_stride_t: int,
+    x_stride_b: int,
+    weights: list[int],
+    states_in: list[int],
+    lengths: int,
+    reset_mask: int,
+    reset_stride_t: int,
+    reset_stride_b: int,
+    y: int,  # as rnn_forward wrote it, as is reserve
+    y_stride_t: int,
+    y_stride_b: int,
+    reserve: int,
+    dy: int,  # 0 = zero
+    dy_stride_t: int,
+    dy_stride_b: int,
+    dstates_out: list[int],  # 0 = zero
+    dx: int,  # outputs from here on: overwritten, 0 = not wanted
+    dx_stride_t: int,
+    dx_stride_b: int,
+    dstates_in: list[int],
+    dweights: list[int],
+    schedule: str,
+    threads: int,
+    /,
+) -> None: ...
+def plan(
+    cell: str,
+    itemsize: int,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    P: int,
+    D: int,
+    training: bool,
+    threads: int,
+    schedule: str = "",
+) -> Plan: ...
+def measure_fma(threads: int) -> float: ...
+def measure_read(bytes: int, threads: int) -> float: ...
+def activation(name: str, n: int, x: int, y: int) -> None: ...
+
+class Stepper:
+    """Layers that advance by one time step; the weights are copied, the states are kept inside."""
+
+    def __init__(
+        self,
+        cell: str,
+        itemsize: int,
+        B: int,
+        sizes: list[tuple[int, int, int]],  # (I, H, P) per layer
+        weights: list[int],  # 5 per layer, as in rnn_forward
+        /,
+    ) -> None: ...
+    def step(self, x: int, y: int, /) -> None: ...  # x [B, I], y [B, P or H], contiguous
+    def get_states(self, into: list[int], /) -> None: ...  # h [L, B, P or H], c [L, B, H]; 0 = skip
+    def set_states(self, states: list[int], /) -> None: ...
+    def reset(self, mask: int, /) -> None: ...  # bool [B], or 0 for every row

@@ -1,0 +1,364 @@
+"""The compiled kernels seen from torch: checked tensors in, new tensors out, one `_core` call, no autograd.
+
+Shapes, dtypes and devices have been checked by ops.py. This file adds what only memory can tell (strides, freed
+storages, the values in `lengths`) and turns tensors into addresses. Every buffer has a name below until the call is
+over, so that no address outlives its memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import _core, reference
+from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
+
+LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
+CELLS: dict[str, tuple[int, int, int]] = {n: (c["gates"], c["states"], c["reserve"]) for n, c in _core.CELLS.items()}
+CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
+_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of 1 + |expected|; a wrong kernel is wrong by far more
+
+_core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
+
+
+def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batch_first: bool):
+    """T, B, I, H, P and the number of weights per direction. The only place that derives them."""
+    T, B, I = x.shape
+    if batch_first:
+        T, B = B, T
+    n = len(weights) // directions
+    H = weights[0].shape[0] // CELLS[cell][0]
+    return T, B, I, H, weights[n - 1].shape[0] if n & 1 else 0, n
+
+
+def reserve_shape(cell: str, T: int, B: int, H: int, P: int, directions: int) -> tuple[int, ...]:
+    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it."""
+    return directions, T, B, CELLS[cell][2] + (P > 0), (H + LANES - 1) // LANES * LANES
+
+
+def five_per_direction(addresses: list[int], n: int) -> list[int]:
+    """Spreads n addresses per direction over w_ih, w_hh, b_ih, b_hh, w_hr, 0 where absent."""
+    if n == 5:
+        return addresses
+    if n == 4 and len(addresses) == 4:
+        return [*addresses, 0]
+    out: list[int] = []
+    for d in range(0, len(addresses), n):
+        a = addresses[d : d + n]
+        out += [*a[:2], *(a[2:4] if n == 4 else (0, 0)), a[2] if n == 3 else 0]
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _weight_table(cell: str, I: int, H: int, P: int, directions: int, n: int) -> list[tuple[tuple[int, ...], int]]:
+    shapes = weight_shapes(CELLS[cell][0], I, H, P, directions, n >= 4)
+    return [(shape, math.prod(shape)) for shape in shapes]
+
+
+def prepare(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+    expected: tuple[int, int, int] | None,
+) -> tuple | None:
+    """Sizes and addresses for a kernel if every argument is plain, right and in place; else None, and the slow path
+    explains or copies. One pass, because this is what a call on a small network costs.
+    """
+    if type(x) is not Tensor and type(x) is not Parameter:
+        return None
+    try:
+        (n0, n1, I), (s0, s1, s2) = x.shape, x.stride()
+        dtype = x.dtype
+        item = 4 if dtype is torch.float32 else 8 if dtype is torch.float64 else 0
+        if not x.is_cpu or not item or not n0 or not n1 or (s2 != 1 and I != 1) or x.is_neg():
+            return None
+        if (x.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + I) * item > x.untyped_storage().nbytes():
+            return None
+        n = len(weights) // directions
+        if expected is None:
+            _, _, _, H, P, _ = sizes(cell, x, weights, directions, batch_first)
+        else:
+            expected_I, H, P = expected
+            if I != expected_I:
+                return None
+        table = _weight_table(cell, I, H, P, directions, n)
+        if len(weights) != len(table) or n & 1 != (P > 0):
+            return None
+        addresses = []
+        for w, (shape, numel) in zip(weights, table):
+            if (
+                w.shape != shape
+                or w.dtype is not dtype
+                or not w.is_cpu
+                or not w.is_contiguous()
+                or (w.storage_offset() + numel) * item > w.untyped_storage().nbytes()
+                or (type(w) is not Parameter and type(w) is not Tensor)
+            ):
+                return None
+            addresses.append(w.data_ptr())
+        states = []
+        B = n0 if batch_first else n1
+        for s, width in ((h0, P or H), (c0, H))[: CELLS[cell][1]]:
+            if s is None:
+                states.append(0)
+                continue
+            if (
+                s.shape != (directions, B, width)
+                or s.dtype is not dtype
+                or not s.is_cpu
+                or not s.is_contiguous()
+                or (s.storage_offset() + directions * B * width) * item > s.untyped_storage().nbytes()
+                or s.is_neg()
+                or (type(s) is not Tensor and type(s) is not Parameter)
+            ):
+                return None
+            states.append(s.data_ptr())
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError):
+        return None  # not tensors, sparse, another rank
+    if batch_first:
+        n0, n1, s0, s1 = n1, n0, s1, s0
+    return item, n0, n1, I, H, P, x.data_ptr(), s0, s1, five_per_direction(addresses, n), states, None
+
+
+def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
+    """The tensor, contiguous, after making sure that it lies within its storage (a freed shard does not)."""
+    if t is None:
+        return None
+    if not t.is_contiguous() or t.is_neg():
+        t = t.resolve_neg().contiguous()
+    have, item = t.untyped_storage().nbytes(), t.element_size()
+    needed = (t.storage_offset() + t.numel()) * item
+    if needed > have and t.numel():
+        raise storage_error(function_of(cell), name, have, needed)
+    return t
+
+
+def _rows(cell: str, name: str, t: Tensor, batch_first: bool) -> tuple[Tensor, int, int]:
+    """The tensor with its last dimension contiguous, and its strides over t and b."""
+    if t.is_neg() or (t.stride(-1) != 1 and t.shape[-1] > 1):
+        t = t.resolve_neg().contiguous()
+    (n0, n1, n2), (s0, s1, _) = t.shape, t.stride()
+    have = t.untyped_storage().nbytes()
+    needed = (t.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + n2) * t.element_size()
+    if n0 and n1 and needed > have:
+        raise storage_error(function_of(cell), name, have, needed)
+    return (t, s1, s0) if batch_first else (t, s0, s1)
+
+
+def prepare_any(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> tuple:
+    """prepare() for arguments that check_layer() has passed: copies what a kernel cannot read in place."""
+    T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
+    x, s0, s1 = _rows(cell, "x", x, batch_first)
+    names = weight_names(directions, n >= 4, P > 0)
+    weights = [_dense(cell, name, w) for name, w in zip(names, weights)]
+    states = [_dense(cell, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
+    addresses = five_per_direction([w.data_ptr() for w in weights], n)
+    owners = (x, weights, states)
+    return x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)], owners
+
+
+def _where(cell: str, lengths: Tensor | None, reset_mask: Tensor | None, T: int, batch_first: bool):
+    """lengths as int64 and the mask's strides; the values are read here because no earlier layer may."""
+    if lengths is not None:
+        lengths = _dense(cell, "lengths", lengths.to(torch.int64))
+        if lengths.numel():
+            lowest, highest = lengths.aminmax()
+            check_lengths(function_of(cell), int(lowest), int(highest), T)
+    if reset_mask is None:
+        return lengths, 0, 0, 0
+    have, (n0, n1), (s0, s1) = reset_mask.untyped_storage().nbytes(), reset_mask.shape, reset_mask.stride()
+    needed = reset_mask.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + 1
+    if n0 and n1 and needed > have:
+        raise storage_error(function_of(cell), "reset_mask", have, needed)
+    return (lengths, reset_mask.data_ptr(), s1, s0) if batch_first else (lengths, reset_mask.data_ptr(), s0, s1)
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def forward(
+    call: tuple,
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+    schedule: str,
+    threads: int,
+    training: bool,
+    whole_reserve: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Runs the layer: y, h, c (None for cells with one state) and the reserve (None unless training).
+
+    `call` comes from prepare() or prepare_any(). whole_reserve zeroes what the kernel leaves unwritten, so that an
+    operator's outputs are reproducible.
+    """
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _owners = call
+    out = P or H
+    width = directions * out
+    if batch_first:
+        y, y_t, y_b = x.new_empty(B, T, width), width, T * width
+    else:
+        y, y_t, y_b = x.new_empty(T, B, width), B * width, width
+    h = x.new_empty(directions, B, out)
+    if len(states_in) == 2:
+        c = x.new_empty(directions, B, H)
+        states_out = [h.data_ptr(), c.data_ptr()]
+    else:
+        c, states_out = None, [h.data_ptr()]
+    lengths64 = None
+    lengths_address = mask = mask_t = mask_b = 0
+    if lengths is not None or reset_mask is not None:
+        lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
+        lengths_address = _address(lengths64)
+    reserve, reserve_address = None, 0
+    if training:
+        new = x.new_zeros if whole_reserve and (lengths is not None or H % LANES) else x.new_empty
+        reserve = new(reserve_shape(cell, T, B, H, P, directions))
+        reserve_address = reserve.data_ptr()
+    _core_forward(
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, lengths_address, mask,
+        mask_t, mask_b, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads,
+    )  # fmt: skip
+    if CHECK:
+        _check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
+    return y, h, c, reserve
+
+
+def backward(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+    schedule: str,
+    threads: int,
+    y: Tensor,
+    reserve: Tensor,
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order."""
+    call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _owners = call
+    y, y_t, y_b = _rows(cell, "y", y, batch_first)
+    dh, dc = _dense(cell, "dh", dh), _dense(cell, "dc", dc)
+    dy_t = dy_b = 0
+    if dy is not None:
+        dy, dy_t, dy_b = _rows(cell, "dy", dy, batch_first)
+    lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
+    reserve = _dense(cell, "reserve", reserve)
+
+    # x may be expanded and weights may be views: gradients are new contiguous tensors of the same shape.
+    shapes = [x.shape, (directions, B, P or H), (directions, B, H), *(w.shape for w in weights)]
+    grads = [x.new_empty(shape) if want else None for shape, want in zip(shapes, wanted)]
+    dx, dh0, dc0, *dweights = map(_address, grads)
+    dx_t, dx_b = (I, T * I) if batch_first else (B * I, I)
+    S = len(states_in)
+    _core_backward(
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64), mask,
+        mask_t, mask_b, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
+        [_address(dh), _address(dc)][:S], dx, dx_t, dx_b, [dh0, dc0][:S],
+        five_per_direction(dweights, len(weights) // directions), schedule, threads,
+    )  # fmt: skip
+    found = [g for g in grads if g is not None]
+    if CHECK:
+        inputs = (x, h0, c0, *weights)
+        _check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, found)
+    return found
+
+
+def oracle(
+    cell: str,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """The same layer by reference.layer(): y, h and, for the LSTM, c."""
+    if batch_first:
+        x = x.transpose(0, 1)
+        reset_mask = None if reset_mask is None else reset_mask.t()
+    _, B, _, H, P, _ = sizes(cell, x, weights, directions, False)
+    states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
+    if CELLS[cell][1] == 2:
+        states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
+    y, last = reference.layer(cell, x, weights, states, lengths, reset_mask, directions)
+    return y.transpose(0, 1) if batch_first else y, *last
+
+
+def _compare(cell: str, what: str, got: Sequence[Tensor | None], want: Sequence[Tensor]) -> None:
+    for i, (g, w) in enumerate(zip((g for g in got if g is not None), want)):
+        tolerance = _CHECK_TOLERANCE[g.dtype]
+        if not torch.allclose(g.double(), w, rtol=tolerance, atol=tolerance, equal_nan=True):
+            worst = (g.double() - w).abs().max().item()
+            raise RuntimeError(
+                f"{function_of(cell)}: FASTRNN_CHECK: {what} {i} differs from the reference by {worst:.3g}, "
+                f"expected at most {tolerance:g} of 1 + |value| (isa {_core.isa()})"
+            )
+
+
+def _double(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().double()
+
+
+def _check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None:
+    x, h0, c0, lengths, reset_mask, weights, directions, batch_first = args
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        weights = [w.double() for w in weights]
+        want = oracle(cell, x.double(), _double(h0), _double(c0), lengths, reset_mask, weights, directions, batch_first)
+        _compare(cell, "output", got, want)
+
+
+def _check_backward(*args) -> None:
+    # In a thread of its own, because inside an operator autograd is off and cannot be turned on.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_check_backward_here, *args).result()
+
+
+def _check_backward_here(
+    cell: str, inputs: Sequence, options: tuple, douts: Sequence, wanted: Sequence[bool], got: Sequence[Tensor]
+) -> None:
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
+        x, h0, c0, *weights = inputs
+        lengths, reset_mask, directions, batch_first = options
+        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
+        pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
+        chosen = [t for t, want in zip(inputs, wanted) if want]
+        want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)
+        _compare(cell, "gradient", got, want)

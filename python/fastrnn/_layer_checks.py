@@ -1,0 +1,143 @@
+"""Checks of the tensor arguments of one recurrent layer: what is wrong, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._kernels import CELLS
+
+KERNEL_DTYPES = (torch.float32, torch.float64)
+NARROW_DTYPES = (torch.bfloat16, torch.float16)
+HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights per direction; an odd one has w_hr
+
+
+def check_input(function: str, x: object, symbols: str, hint: str = "", name: str = "x") -> None:
+    """Raises unless x is a dense floating-point tensor, of the named rank, on a device that has kernels."""
+    if not isinstance(x, Tensor):
+        raise _checks.type_error(function, name, x, "a torch.Tensor")
+    _check_dense(function, name, x)
+    if x.dtype not in KERNEL_DTYPES and x.dtype not in NARROW_DTYPES:
+        raise _checks.dtype_error(function, name, x.dtype, "float32, float64, bfloat16 or float16; convert it with .to()")
+    if x.device.type not in ("cpu", "meta"):
+        raise _checks.DeviceError(
+            f"{function}: {name} is on {x.device}, expected cpu; fastrnn has no kernels for {x.device.type} yet: "
+            "move the module and its input to cpu, or turn it back with fastrnn.to_torch"
+        )
+    _checks.check_rank(function, name, x.shape, symbols, hint)
+
+
+def _check_dense(function: str, name: str, t: Tensor) -> None:
+    if t.layout is not torch.strided or t.is_nested:
+        layout = "nested" if t.is_nested else t.layout
+        raise _checks.DeviceError(f"{function}: {name} has layout {layout}, expected a dense tensor (torch.strided)")
+
+
+def check_like(function: str, name: str, t: object, x: Tensor) -> None:
+    """Raises unless t is a dense tensor with the dtype and device of x."""
+    if not isinstance(t, Tensor):
+        raise _checks.type_error(function, name, t, "a torch.Tensor")
+    _check_dense(function, name, t)
+    if t.dtype is not x.dtype:
+        raise _checks.dtype_error(function, name, t.dtype, f"{x.dtype} (the dtype of x)")
+    if t.device != x.device:
+        raise _checks.device_error(function, name, t.device, f"{x.device} (the device of x)")
+
+
+def _weight_sizes(function: str, gates: int, weights: Sequence[Tensor], n: int, names: list[str]) -> tuple[int, ...]:
+    """I, H and P as the first direction's weights have them."""
+    _checks.check_rank(function, names[0], weights[0].shape, "(G*H, I)")
+    GH, I = weights[0].shape
+    if GH % gates or not GH:
+        raise _checks.ShapeError(f"{function}: {names[0]} has shape {tuple(weights[0].shape)}, expected G*H = a multiple of {gates} rows")
+    if not n & 1:
+        return I, GH // gates, 0
+    _checks.check_rank(function, names[n - 1], weights[n - 1].shape, "(P, H)")
+    _checks.check_size(function, names[n - 1], "P", weights[n - 1].shape[0])
+    return I, GH // gates, weights[n - 1].shape[0]
+
+
+def check_layer(
+    function: str,
+    cell: str,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    weights: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+    suffix: str = "",
+    expected: tuple[int, int, int] | None = None,
+) -> None:
+    """Raises the error that names what is wrong with one layer's arguments; plain and traceable, not fast.
+
+    Args:
+        suffix: of the weights' names, such as `_l0`.
+        expected: I, H and P where the caller knows them; otherwise the weights must agree with each other.
+    """
+    if cell not in CELLS:
+        raise ValueError(f"{function}: cell is {cell!r}, expected one of {', '.join(CELLS)}")
+    if directions not in (1, 2):
+        raise ValueError(f"{function}: directions is {directions!r}, expected 1 or 2")
+    gates = CELLS[cell][0]
+    check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
+    if x.dtype not in KERNEL_DTYPES:
+        hint = "; fastrnn.functional and fastrnn.nn convert narrower ones"
+        raise _checks.dtype_error(function, "x", x.dtype, "torch.float32 or torch.float64", hint)
+    n, rest = divmod(len(weights), directions)
+    if rest or n not in HAS_BIAS or (n & 1 and cell != "lstm"):
+        per_direction = "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if cell == "lstm" else "2 or 4 (with biases)"
+        _checks.check_count(function, "weights", len(weights), f"{per_direction} for each of {directions} directions")
+    names = _checks.weight_names(directions, HAS_BIAS[n], bool(n & 1), suffix)
+    for name, w in zip(names, weights):
+        check_like(function, name, w, x)
+    I, H, P = expected or _weight_sizes(function, gates, weights, n, names)
+    shapes = [w.shape for w in weights]
+    _checks.check_weights(function, gates, shapes, I, H, P, directions, HAS_BIAS[n], suffix, suffix in ("", "_l0"))
+    n0, n1, _ = x.shape
+    T, B = (n1, n0) if batch_first else (n0, n1)
+    _checks.check_size(function, "x", "I", x.shape[2])
+    _checks.check_shape(function, "x", x.shape, "(B, T, I)" if batch_first else "(T, B, I)", (n0, n1, I))
+    _checks.check_size(function, "x", "T", T)
+    check_states(function, cell, x, states, directions, B, H, P, "L*D" if suffix else "D")
+    check_rows(function, x, lengths, reset_mask, T, B, batch_first)
+
+
+def check_states(
+    function: str, cell: str, x: Tensor, states: Sequence[Tensor | None], D: int, B: int, H: int, P: int, symbol: str
+) -> None:
+    """Raises unless the states given are h0 [D, B, P or H] and, for cells that have one, c0 [D, B, H]."""
+    for name, s, width, w in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
+        if s is not None:
+            check_like(function, name, s, x)
+            _checks.check_shape(function, name, s.shape, f"({symbol}, B, {w})", (D, B, width))
+    if CELLS[cell][1] == 1 and len(states) > 1 and states[1] is not None:
+        raise _checks.ShapeError(f"{function}: c0 is given, expected none: {cell} has one state")
+
+
+def check_rows(
+    function: str, x: Tensor, lengths: object, reset_mask: object, T: int, B: int, batch_first: bool
+) -> None:
+    """Raises unless lengths is an integer tensor [B] and reset_mask a bool tensor [T, B] (or [B, T])."""
+    for name, t in (("lengths", lengths), ("reset_mask", reset_mask)):
+        if isinstance(t, Tensor):
+            _check_dense(function, name, t)
+            if t.device != x.device:
+                raise _checks.device_error(function, name, t.device, f"{x.device} (the device of x)")
+    if lengths is not None:
+        if not isinstance(lengths, Tensor):
+            raise _checks.type_error(function, "lengths", lengths, "an integer tensor")
+        if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
+            raise _checks.dtype_error(function, "lengths", lengths.dtype, "an integer dtype")
+        _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))
+    if reset_mask is not None:
+        if not isinstance(reset_mask, Tensor):
+            raise _checks.type_error(function, "reset_mask", reset_mask, "a bool tensor")
+        if reset_mask.dtype is not torch.bool:
+            raise _checks.dtype_error(function, "reset_mask", reset_mask.dtype, "torch.bool")
+        symbols, expected = ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
+        _checks.check_shape(function, "reset_mask", reset_mask.shape, symbols, expected)

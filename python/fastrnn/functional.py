@@ -1,0 +1,380 @@
+"""Recurrent networks as functions: the weights are arguments, in the order of a torch module's `_flat_weights`.
+
+Many layers, two directions, dropout between layers, ragged and packed batches, narrow dtypes; each layer is one
+ops.rnn_layer(). The modules of fastrnn.nn call the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as _dropout
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import _checks
+from ._kernels import CELLS
+from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
+from .ops import rnn_layer
+
+__all__ = ["gru", "lstm", "rnn"]
+
+State = tuple[Tensor, ...]
+_autocast_enabled = torch.is_autocast_enabled
+
+
+class Stack(NamedTuple):
+    """What a call needs to know besides tensors; modules make it once."""
+
+    function: str  # for errors
+    cell: str
+    layers: int
+    directions: int
+    per_direction: int  # weights: w_ih, w_hh, then b_ih, b_hh, then w_hr
+    sizes: tuple[int, int, int]  # I, H, P
+    batch_first: bool
+    dropout: float
+    suffix: str = "_l0"  # of the first layer's names; empty for a cell module
+
+
+def lstm(
+    x: Tensor | PackedSequence,
+    state: tuple[Tensor, Tensor] | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
+
+    Args:
+        x: [T, B, I] ([B, T, I] with batch_first), [T, I] or a PackedSequence; float32, float64, bfloat16, float16.
+        state: (h0 [L*D, B, P or H], c0 [L*D, B, H]); None for zeros.
+        weights: for each layer and direction w_ih [4*H, I], w_hh [4*H, P or H], b_ih, b_hh [4*H] (both or none) and
+            w_hr [P, H] (with projection); gate order i f g o. The number of layers follows from the list.
+        dropout: probability of dropping an element between layers, applied if `training`.
+        lengths: [B] integers on any device, true length of each row, zero allowed: y is zero past them.
+        reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.
+
+    Returns:
+        y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
+    """
+    stack = _infer_stack("lstm", "lstm", weights, bidirectional, batch_first, dropout)
+    y, last = run(stack, x, _pair("lstm", state), weights, training, lengths, reset_mask)
+    return y, (last[0], last[1])
+
+
+def gru(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    reset_after: bool = True,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """GRU (Cho et al. 2014) over whole sequences.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [3*H, I], w_hh [3*H, H], b_ih, b_hh [3*H] (both or none); r z n.
+        reset_after: True multiplies the recurrent product by the reset gate (torch, cuDNN); False multiplies h before
+            the product, the form of the paper.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
+    """
+    cell = "gru" if reset_after else "gru_reset_before"
+    stack = _infer_stack("gru", cell, weights, bidirectional, batch_first, dropout)
+    y, last = run(stack, x, _single("gru", state), weights, training, lengths, reset_mask)
+    return y, last[0]
+
+
+def rnn(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
+        nonlinearity: "tanh", "relu" or "sigmoid".
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = rnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4)], nonlinearity="relu")
+    """
+    cell = f"rnn_{nonlinearity}"
+    if cell not in CELLS:
+        raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
+    stack = _infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout)
+    y, last = run(stack, x, _single("rnn", state), weights, training, lengths, reset_mask)
+    return y, last[0]
+
+
+def _pair(function: str, state: object) -> State | None:
+    """The LSTM's state as a pair, or the error that torch.nn.LSTM leaves to chance."""
+    if state is None:
+        return None
+    if not isinstance(state, (tuple, list)):
+        raise _checks.type_error(function, "state", state, "a pair (h0, c0)")
+    if len(state) != 2:
+        _checks.check_count(function, "state", len(state), "2: (h0, c0)")
+    return tuple(state)
+
+
+def _single(function: str, state: object) -> State | None:
+    if state is None:
+        return None
+    if not isinstance(state, Tensor):
+        raise _checks.type_error(function, "state", state, "a torch.Tensor h0")
+    return (state,)
+
+
+def _infer_stack(
+    function: str, cell: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
+) -> Stack:
+    """Layers, biases, projection and sizes, as the list of weights has them."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{function}: dropout is {dropout}, expected a probability in [0, 1]")
+    gates, D = CELLS[cell][0], 2 if bidirectional else 1
+    for i, w in enumerate(weights):
+        if not isinstance(w, Tensor):
+            raise _checks.type_error(function, f"weights[{i}]", w, "a torch.Tensor")
+    if len(weights) < 2 or weights[0].ndim != 2 or weights[1].ndim != 2:
+        got = [tuple(w.shape) for w in weights[:2]]
+        raise _checks.ShapeError(
+            f"{function}: weights begins with shapes {got}, expected w_ih (G*H, I) and w_hh (G*H, H), G = {gates}"
+        )
+    n = 4 if len(weights) > 2 and weights[2].ndim == 1 else 2
+    rows = weights[0].shape[0]
+    projected = cell == "lstm" and len(weights) > n and weights[n].ndim == 2 and weights[n].shape[0] != rows
+    n += projected
+    if len(weights) % (n * D):
+        _checks.check_count(function, "weights", len(weights), f"a multiple of {n * D}: {n} for each direction")
+    if not rows or rows % gates:
+        shape = tuple(weights[0].shape)
+        raise _checks.ShapeError(f"{function}: weight_ih_l0 has shape {shape}, expected G*H = a multiple of {gates} rows")
+    sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
+    return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout))
+
+
+def run(
+    stack: Stack,
+    x: Tensor | PackedSequence,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, State]:
+    """The stack over x in any of its forms: batched, unbatched or packed."""
+    if isinstance(x, Tensor) and x.ndim == 3:
+        if lengths is not None:
+            lengths = _as_lengths(stack.function, lengths, x)
+        return run_batched(stack, x, states, weights, training, lengths, reset_mask)
+    if isinstance(x, PackedSequence):
+        return _run_packed(stack, x, states, weights, training, lengths, reset_mask)
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        check_input(stack.function, x, "(B, T, I)" if stack.batch_first else "(T, B, I)", " or (T, I)")
+    if lengths is not None:
+        raise _checks.ShapeError(f"{stack.function}: lengths is given, expected none with unbatched x (T, I)")
+    if states is not None:
+        _, H, P = stack.sizes
+        rows = stack.layers * stack.directions
+        for name, s, width, symbol in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
+            check_like(stack.function, name, s, x)
+            _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
+        states = tuple(s.unsqueeze(1) for s in states)
+    if reset_mask is not None:
+        if isinstance(reset_mask, Tensor):
+            _checks.check_shape(stack.function, "reset_mask", reset_mask.shape, "(T,)", x.shape[:1])
+            reset_mask = reset_mask.unsqueeze(1)
+    y, last = run_batched(
+        stack._replace(batch_first=False), x.unsqueeze(1), states, weights, training, None, reset_mask
+    )
+    return y.squeeze(1), tuple(s.squeeze(1) for s in last)
+
+
+def _as_lengths(function: str, lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """lengths as a tensor beside x, whatever they came as; values are checked where they are read."""
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise _checks.type_error(function, "lengths", lengths, "integers [B]") from None
+        if not lengths.numel():
+            lengths = lengths.long()
+    return lengths.to(x.device)
+
+
+def _run_packed(
+    stack: Stack,
+    packed: PackedSequence,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: object,
+    reset_mask: Tensor | None,
+) -> tuple[PackedSequence, State]:
+    """Runs the rows in the sequence's own (sorted) order, as a ragged batch."""
+    f = stack.function
+    if lengths is not None:
+        raise _checks.ShapeError(f"{f}: lengths is given, expected none with a PackedSequence")
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    check_input(f, data, "(sum of lengths, I)", name="x.data")
+    rows = batch_sizes.tolist()
+    if not rows or rows[-1] < 1 or any(a < b for a, b in zip(rows, rows[1:])) or sum(rows) != data.shape[0]:
+        raise _checks.ShapeError(
+            f"{f}: x.batch_sizes is {_short(rows)}, expected positive sizes, none above the one before, "
+            f"of sum {data.shape[0]} (rows of x.data)"
+        )
+    x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=stack.batch_first)
+    if reset_mask is not None and sorted_indices is not None and isinstance(reset_mask, Tensor) and reset_mask.ndim == 2:
+        reset_mask = reset_mask.index_select(0 if stack.batch_first else 1, sorted_indices)
+    if states is not None:
+        _check_whole_states(stack, x, states)
+        if sorted_indices is not None:
+            states = tuple(s.index_select(1, sorted_indices) for s in states)
+    y, last = run_batched(stack, x, states, weights, training, lengths, reset_mask)
+    if unsorted_indices is not None:
+        last = tuple(s.index_select(1, unsorted_indices) for s in last)
+    data = pack_padded_sequence(y, lengths, batch_first=stack.batch_first).data
+    return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), last
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ...]"
+
+
+def _check_whole_states(stack: Stack, x: Tensor, states: State) -> None:
+    _, H, P = stack.sizes
+    B = x.shape[0 if stack.batch_first else 1]
+    check_states(stack.function, stack.cell, x, states, stack.layers * stack.directions, B, H, P, "L*D")
+
+
+def run_batched(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """The stack over x [T, B, I] ([B, T, I] with batch_first), whatever its dtype."""
+    if x.dtype in NARROW_DTYPES or _autocast_enabled("cpu"):
+        return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
+    if stack.layers == 1:
+        function, cell, _, D, _, sizes, batch_first, _, suffix = stack
+        return rnn_layer(
+            cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
+            suffix=suffix, expected=sizes,
+        )  # fmt: skip
+    return _run_layers(stack, x, states, weights, training, lengths, reset_mask)
+
+
+def _run_layers(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor, State]:
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix = stack
+    if states is not None:
+        check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
+        _check_whole_states(stack, x, states)
+    n *= D
+    lasts = []
+    for k in range(L):
+        if k and p and training:
+            x = _dropout(x, p)
+        x, last = rnn_layer(
+            cell, x, weights[k * n : (k + 1) * n],
+            None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
+            lengths, reset_mask, directions=D, batch_first=batch_first, function=function, suffix=f"_l{k}" if k else suffix,
+            expected=(D * (P or H) if k else I, H, P),
+        )  # fmt: skip
+        lasts.append(last)
+    return x, tuple(torch.cat(s) for s in zip(*lasts))
+
+
+def _run_narrow(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor, State]:
+    """bfloat16, float16 and autocast: round to the narrow dtype, compute and keep the state in float32, round y."""
+    f = stack.function
+    check_input(f, x, "(B, T, I)" if stack.batch_first else "(T, B, I)")
+    names = [
+        name
+        for k in range(stack.layers)
+        for name in _checks.weight_names(
+            stack.directions, stack.per_direction >= 4, bool(stack.per_direction & 1), f"_l{k}" if k else stack.suffix
+        )
+    ]
+    named = [*zip(names, weights), *zip(_checks.STATE_NAMES, states or ())]
+    dtype = x.dtype
+    if _autocast_enabled("cpu") and dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        for name, t in named:  # as torch does, autocast leaves float64 alone
+            if isinstance(t, Tensor) and (t.dtype is torch.float64 or not t.dtype.is_floating_point):
+                raise _checks.dtype_error(f, name, t.dtype, f"{x.dtype} (the dtype of x) or one that autocast converts")
+    else:
+        for name, t in named:
+            check_like(f, name, t, x)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+
+    def widen(t: Tensor) -> Tensor:
+        return t.to(dtype).to(wide) if isinstance(t, Tensor) else t
+
+    states = None if states is None else tuple(widen(s) for s in states)
+    y, last = _run_layers(stack, widen(x), states, [widen(w) for w in weights], training, lengths, reset_mask)
+    return y.to(dtype), tuple(s.to(dtype) for s in last)

@@ -1,0 +1,163 @@
+"""One operation, `rnn_layer`: a recurrent layer with one or two directions, over three call paths to one kernel.
+
+1. eager, no gradient: checks, allocation, one raw call, a few microseconds in all;
+2. eager with gradient: a classic autograd.Function around the same call (setup_context would cost 50 us more);
+3. torch.compile, export, vmap, torch.func, tensor subclasses, modes: registered operators, see _operators.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import _kernels, _operators
+from ._checks import function_of
+from ._kernels import CELLS, prepare, prepare_any
+from ._layer_checks import check_layer, check_rows
+
+__all__ = ["CELLS", "rnn_layer"]
+
+# Bound once: a chain of attribute lookups costs as much as the guard itself. The private names are those that torch's
+# own front ends use; each exists since 2.4.
+_is_compiling = torch.compiler.is_compiling
+_functorch_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_mode = torch._C._is_torch_function_mode_enabled
+_tracing_state = torch._C._get_tracing_state
+_grad_enabled = torch.is_grad_enabled
+
+
+class _Eager(torch.autograd.Function):
+    """Path 2."""
+
+    @staticmethod
+    def forward(ctx, call, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights):
+        args = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads)
+        y, h, c, reserve = _kernels.forward(call, *args, True)
+        ctx.save_for_backward(x, h0, c0, lengths, reset_mask, y, reserve, *weights)
+        ctx.options = (directions, batch_first, schedule, threads)
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        return (y, h) if c is None else (y, h, c)
+
+    @staticmethod
+    def backward(ctx, dy, dh, dc=None):
+        x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
+        options, need = ctx.options, ctx.needs_input_grad
+        wanted = (need[2], need[3], need[4], *need[11:])
+        args = (ctx.cell, x, h0, c0, lengths, reset_mask)
+        if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
+            found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
+        else:
+            found = _kernels.backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted)
+        dx, dh0, dc0, *dweights = _operators.spread(found, wanted)
+        return None, None, dx, dh0, dc0, None, None, None, None, None, None, *dweights
+
+
+def _watched() -> bool:
+    """Whether anything is active that has to see an operator rather than a raw call."""
+    return (
+        _is_compiling()
+        or _functorch_active()
+        or _dispatch_modes() > 0
+        or _function_mode()
+        or _tracing_state() is not None  # else path 1 would become a constant of torch.jit.trace
+        or forward_ad._current_level >= 0  # else tangents would vanish without an error
+    )
+
+
+def _exotic(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a tensor is of a subclass, which may want to see the operator, or has no memory."""
+    return any(type(t) not in (Tensor, Parameter) or t.is_meta for t in tensors if t is not None)
+
+
+def _refuse_tangents(function: str, tensors: Sequence[object]) -> None:
+    if forward_ad._current_level < 0 or _is_compiling():
+        return
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{function}: forward-mode AD is not implemented; use reverse mode (torch.func.vjp, jacrev) "
+            "or fastrnn.reference.layer, which supports it"
+        )
+
+
+def rnn_layer(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor | None] | None = None,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    *,
+    directions: int = 1,
+    batch_first: bool = False,
+    schedule: str = "",
+    threads: int = 0,
+    function: str = "",
+    suffix: str = "",
+    expected: tuple[int, int, int] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs one recurrent layer; differentiable, traceable.
+
+    Args:
+        cell: one of CELLS: rnn_tanh, rnn_relu, rnn_sigmoid, lstm, gru, gru_reset_before.
+        x: [T, B, I], or [B, T, I] with batch_first; float32 or float64, any strides.
+        weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] (both or none), w_hr [P, H] (LSTM
+            with projection only); the dtype of x.
+        states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None, also for one of them, means zeros.
+        lengths: [B] integers in [0, T]; y is zero past them and the last state is the state there.
+        reset_mask: bool [T, B] ([B, T] with batch_first), true where no state may cross from t-1 to t.
+        directions: 1 or 2.
+        schedule: "" lets the plan choose; "batch_split" or "hidden_split" force one.
+        threads: 0 for fastrnn.get_num_threads().
+        function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
+
+    Returns:
+        y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+        NotImplementedError: forward-mode AD.
+
+    Example:
+        >>> y, (h,) = rnn_layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
+    """
+    h0 = c0 = None
+    if states is not None:
+        h0 = states[0]
+        if len(states) > 1:
+            c0 = states[1]
+    args = (cell, x, h0, c0, lengths, reset_mask)
+    options = (directions, batch_first, schedule, threads)
+    watched = _watched()
+    if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
+        return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
+    call = None if watched else prepare(cell, x, h0, c0, weights, directions, batch_first, expected)
+    function = function or function_of(cell)
+    if call is None:
+        check_layer(
+            function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
+        )
+        if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
+            _refuse_tangents(function, (*args, *weights))
+            return _states_of(cell, *_operators.call(args, list(weights), options))
+        call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    elif lengths is not None or reset_mask is not None:
+        check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
+        if _exotic((lengths, reset_mask)):
+            return _states_of(cell, *_operators.call(args, list(weights), options))
+    if _grad_enabled():
+        for t in (x, h0, c0, *weights):
+            if t is not None and t.requires_grad:
+                y, *last = _Eager.apply(call, *args, *options, *weights)
+                return y, tuple(last)
+    y, h, c, _ = _kernels.forward(call, *args, weights, *options, False)
+    return y, (h,) if c is None else (h, c)
+
+
+def _states_of(cell: str, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return y, (h, c) if CELLS[cell][1] == 2 else (h,)

@@ -1,0 +1,157 @@
+"""The oracle: every cell and one recurrent layer in plain tensor code, for any dtype, differentiable to any order.
+
+Slow on purpose and easy to read; the compiled kernels are tested against it, FASTRNN_CHECK=1 runs it beside every
+call, and double backward differentiates it.
+
+A cell maps the input part x = W_ih x_t + b_ih [B, G*H] and the state entering the step to the state leaving it;
+w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights. Adding a cell is one function in CELLS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+State = tuple[Tensor, ...]
+
+
+def _rnn(activation: Callable[[Tensor], Tensor]) -> Callable[..., State]:
+    """Elman 1990: h' = activation(x + W h + b)."""
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+        return (activation(x + linear(state[0], w, b)),)
+
+    return cell
+
+
+def lstm(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    """Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; gates i f g o."""
+    h, c = state
+    i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
+    (h,) = state
+    xr, xz, xn = x.chunk(3, -1)
+    hr, hz, hn = linear(h, w, b).chunk(3, -1)
+    r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+    n = (xn + r * hn).tanh()
+    return (n + z * (h - n),)
+
+
+def gru_reset_before(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    """Cho et al. 2014, equations 5-8: the reset gate multiplies h before the recurrent product; gates r z n."""
+    (h,) = state
+    xr, xz, xn = x.chunk(3, -1)
+    wr, wz, wn = w.chunk(3)
+    br, bz, bn = (None,) * 3 if b is None else b.chunk(3)
+    r, z = (xr + linear(h, wr, br)).sigmoid(), (xz + linear(h, wz, bz)).sigmoid()
+    n = (xn + linear(r * h, wn, bn)).tanh()
+    return (n + z * (h - n),)
+
+
+CELLS: dict[str, Callable[..., State]] = {
+    "rnn_tanh": _rnn(torch.tanh),
+    "rnn_relu": _rnn(torch.relu),
+    "rnn_sigmoid": _rnn(torch.sigmoid),
+    "lstm": lstm,
+    "gru": gru,
+    "gru_reset_before": gru_reset_before,
+}
+STATES = {name: 2 if name == "lstm" else 1 for name in CELLS}
+
+
+def split_weights(weights: Sequence[Tensor], directions: int) -> list[list[Tensor | None]]:
+    """The flat weights of one layer as [w_ih, w_hh, b_ih, b_hh, w_hr] per direction, None where absent."""
+    n = len(weights) // directions
+    parts = []
+    for d in range(directions):
+        w = list(weights[d * n : (d + 1) * n])
+        bias = w[2:4] if n >= 4 else [None, None]
+        parts.append([w[0], w[1], *bias, w[-1] if n in (3, 5) else None])
+    return parts
+
+
+def _direction(
+    step: Callable[..., State],
+    x: Tensor,  # [T, B, I]
+    parts: Sequence[Tensor | None],
+    state: State,
+    valid: Tensor | None,  # [T, B, 1] bool, step t lies within the row
+    fresh: Tensor | None,  # [T, B, 1] bool, the state entering step t is the zero state
+    backwards: bool,
+) -> tuple[Tensor, State]:
+    w_ih, w_hh, b_ih, b_hh, w_hr = parts
+    gates = linear(x, w_ih, b_ih)
+    T = x.shape[0]
+    ys: list[Tensor] = [x] * T
+    for t in reversed(range(T)) if backwards else range(T):
+        entering = state
+        if fresh is not None:
+            entering = tuple(torch.where(fresh[t], torch.zeros_like(s), s) for s in state)
+        leaving = step(gates[t], entering, w_hh, b_hh)
+        if w_hr is not None:
+            leaving = (linear(leaving[0], w_hr), *leaving[1:])
+        ys[t] = leaving[0]
+        if valid is not None:
+            ys[t] = torch.where(valid[t], leaving[0], torch.zeros_like(leaving[0]))
+            leaving = tuple(torch.where(valid[t], new, old) for new, old in zip(leaving, state))
+        state = leaving
+    return torch.stack(ys), state
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor] | None = None,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    directions: int = 1,
+) -> tuple[Tensor, State]:
+    """One recurrent layer, step by step.
+
+    Args:
+        cell: a name in CELLS.
+        x: [T, B, I] input.
+        weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], then b_ih, b_hh [G*H], then w_hr [P, H] if present.
+        states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None for zeros.
+        lengths: [B] integers, true length of each row; outputs past it are zero, the last state is the one at it.
+        reset_mask: [T, B] bool, where a new segment starts: no state crosses into step t from t-1, in either
+            direction. Entries past a row's length do nothing.
+        directions: 1, or 2 for a bidirectional layer.
+
+    Returns:
+        y [T, B, D*(H or P)] and the last states, shaped like `states`.
+
+    Example:
+        >>> y, (h,) = layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
+    """
+    T, B = x.shape[:2]
+    parts = split_weights(weights, directions)
+    if states is None:
+        H = parts[0][1].shape[0] // (4 if cell == "lstm" else 3 if cell.startswith("gru") else 1)
+        sizes = (parts[0][1].shape[1], H)[: STATES[cell]]
+        states = tuple(x.new_zeros(directions, B, size) for size in sizes)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(T, device=x.device)[:, None] < lengths[None, :]).unsqueeze(-1)
+        x = torch.where(valid, x, torch.zeros_like(x))  # NaN in the padding must not reach a gradient
+    fresh = [None, None]
+    if reset_mask is not None:
+        starts = reset_mask.bool().unsqueeze(-1)
+        starts = starts if valid is None else starts & valid
+        fresh = [starts, torch.cat([starts[1:], torch.zeros_like(starts[:1])])]
+    ys, lasts = [], []
+    for d in range(directions):
+        state = tuple(s[d] for s in states)
+        y, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d == 1)
+        ys.append(y)
+        lasts.append(last)
+    return torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))

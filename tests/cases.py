@@ -1,0 +1,163 @@
+"""Inputs, oracle runs and tolerances that the layer tests share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from fastrnn import _core, ops, reference
+
+CELLS = list(_core.CELLS)
+
+# Largest error, as a part of 1 + |expected|. A step sums K = I + H products in float32: rounding alone gives about
+# sqrt(K) * 2^-24 (6e-7 at K = 100) in the pre-activation, the recurrence of a contracting cell multiplies that by a
+# small factor, and a weight gradient sums T * B such terms. The bounds leave a factor of about five to that; an index
+# or gate that is wrong shows as 1e-2 and more. float64 scales by 2^-29.
+TOLERANCE = {
+    torch.float32: {"output": 5e-6, "gradient": 4e-5},
+    torch.float64: {"output": 1e-13, "gradient": 1e-12},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one layer call. The names of the sizes are those of the code."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    D: int = 1
+    P: int = 0  # LSTM only
+    bias: bool = True
+    states: bool = True
+    ragged: bool = False
+    reset: float = 0.0  # probability of a reset at each step
+    batch_first: bool = False
+
+    def __str__(self) -> str:
+        flags = [f for f in ("ragged", "batch_first") if getattr(self, f)]
+        flags += ["no_bias"] * (not self.bias) + ["no_state"] * (not self.states) + ["reset"] * (self.reset > 0)
+        return "-".join([f"T{self.T}B{self.B}I{self.I}H{self.H}D{self.D}" + f"P{self.P}" * (self.P > 0), *flags])
+
+
+# Ones, odd numbers, primes, whole tiles and one more than a tile, each with options that meet in one place.
+CASES = [
+    Case(1, 1, 1, 1),
+    Case(1, 7, 3, 16, D=2, batch_first=True),
+    Case(2, 1, 16, 3, D=2, bias=False),
+    Case(2, 13, 5, 17, ragged=True),
+    Case(9, 1, 17, 64),
+    Case(9, 2, 33, 33, D=2, states=False, reset=0.3),
+    Case(9, 7, 1, 100, batch_first=True, ragged=True, reset=0.3),
+    Case(9, 13, 40, 16, D=2, ragged=True, reset=1.0),
+    Case(5, 33, 7, 31, D=2, bias=False, ragged=True, batch_first=True),
+    Case(3, 2, 2, 130, D=1, states=False),
+]
+PROJECTED = [
+    Case(1, 1, 1, 2, P=1),
+    Case(9, 7, 5, 33, D=2, P=17, ragged=True, reset=0.3),
+    Case(5, 13, 16, 64, P=16, bias=False, batch_first=True),
+    Case(9, 2, 3, 48, D=2, P=5, states=False),
+]
+
+
+@dataclass
+class Inputs:
+    """The tensors of one call; `named()` are those that have gradients."""
+
+    cell: str
+    case: Case
+    x: torch.Tensor
+    states: list[torch.Tensor]
+    weights: list[torch.Tensor]
+    lengths: torch.Tensor | None
+    reset_mask: torch.Tensor | None
+    names: list[str] = field(default_factory=list)
+
+    def named(self) -> dict[str, torch.Tensor]:
+        return dict(zip(["x", *("h0", "c0")[: len(self.states)], *self.names], [self.x, *self.states, *self.weights]))
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """New leaves with the same values in another dtype."""
+        x, *rest = (t.detach().to(dtype).clone().requires_grad_() for t in self.named().values())
+        n = len(self.states)
+        return Inputs(self.cell, self.case, x, rest[:n], rest[n:], self.lengths, self.reset_mask, self.names)
+
+    def __iter__(self):
+        return iter(self.named().values())
+
+
+def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
+    """Random inputs; weights have torch's default scale, so that the recurrence contracts."""
+    g = torch.Generator().manual_seed(seed)
+    c, G, S = case, _core.CELLS[cell]["gates"], _core.CELLS[cell]["states"]
+    out, first = c.P or c.H, (c.B, c.T) if c.batch_first else (c.T, c.B)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    def weight(*shape: int) -> torch.Tensor:
+        return ((torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) / math.sqrt(c.H)).to(dtype)
+
+    weights, names = [], []
+    for end in ("", "_reverse")[: c.D]:
+        shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out)}
+        if c.bias:
+            shapes |= {"b_ih": (G * c.H,), "b_hh": (G * c.H,)}
+        if c.P:
+            shapes["w_hr"] = (c.P, c.H)
+        names += [name + end for name in shapes]
+        weights += [weight(*shape) for shape in shapes.values()]
+    x = normal(*first, c.I)
+    states = [normal(c.D, c.B, out), normal(c.D, c.B, c.H)][:S] if c.states else []
+    lengths = torch.randint(0, c.T + 1, (c.B,), generator=g) if c.ragged else None
+    reset = torch.rand(first, generator=g) < c.reset if c.reset else None
+    for t in (x, *states, *weights):
+        t.requires_grad_()
+    return Inputs(cell, case, x, states, weights, lengths, reset, names)
+
+
+def kernel(i: Inputs, **options) -> dict[str, torch.Tensor]:
+    """Outputs of the compiled layer, by name."""
+    y, states = ops.rnn_layer(
+        i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask,
+        directions=i.case.D, batch_first=i.case.batch_first, **options,
+    )  # fmt: skip
+    return dict(zip(("y", "h", "c"), (y, *states)))
+
+
+def oracle(i: Inputs) -> dict[str, torch.Tensor]:
+    """The same by reference.layer()."""
+    x, mask = i.x, i.reset_mask
+    if i.case.batch_first:
+        x, mask = x.transpose(0, 1), None if mask is None else mask.t()
+    y, states = reference.layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D)
+    return dict(zip(("y", "h", "c"), (y.transpose(0, 1) if i.case.batch_first else y, *states)))
+
+
+def gradients(i: Inputs, outputs: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    """Gradients by name for random upstream gradients that depend on the seed and the shapes only."""
+    g = torch.Generator().manual_seed(seed)
+    ups = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs.values()]
+    named = i.named()
+    found = torch.autograd.grad(list(outputs.values()), list(named.values()), ups)
+    return {f"d{name}": grad for name, grad in zip(named, found)}
+
+
+def worst(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Largest error as a part of 1 + |expected|; shapes must agree."""
+    assert got.shape == want.shape, (got.shape, want.shape)
+    if not got.numel():
+        return 0.0
+    return ((got.double() - want.double()).abs() / (1 + want.double().abs())).max().item()
+
+
+def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Every tensor by name; a NaN counts as infinitely wrong."""
+    assert got.keys() == want.keys()
+    errors = {name: worst(got[name], want[name]) for name in got}
+    bad = {name: f"{e:.2g}" for name, e in errors.items() if not e <= tolerance}
+    assert not bad, f"errors above {tolerance:g}: {bad}"
