@@ -96,9 +96,8 @@ SANITIZE_ENV = PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc ASAN_OP
 sanitize:
 	@if [ -e $(VENV)/.editable ]; then rm -f $(VENV)/.editable $(VENV)/.ready-*; fi
 	@$(MAKE) --no-print-directory $(VENV)/.ready-test
-	$(VENV)/bin/cmake -S . -B $(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
-		-DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_CXX_COMPILER=$(firstword $(CXX)) \
-		-DFASTRNN_SANITIZE=ON -DFASTRNN_CUDA=OFF
+	CXX="$(CXX)" $(VENV)/bin/cmake -S . -B $(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+		-DPython_EXECUTABLE=$(CURDIR)/$(PY) -DFASTRNN_SANITIZE=ON -DFASTRNN_CUDA=OFF
 	$(VENV)/bin/cmake --build $(SANITIZE)
 	$(VENV)/bin/cmake --install $(SANITIZE) --prefix $(SANITIZE)/site
 	$(SANITIZE_ENV) $(PY) -c 'import fastrnn._core as c; assert "/$(SANITIZE)/site/" in c.__file__, c.__file__'
@@ -112,7 +111,7 @@ wheel: $(VENV)/.build-tools
 # and pybind11 and cmake for GPU_PYTHON, but neither a network nor torch.
 gpu:
 	cmake -S . -B build/gpu -DFASTRNN_CUDA=ON -DPython_EXECUTABLE="$$($(GPU_PYTHON) -c 'import sys; print(sys.executable)')"
-	cmake --build build/gpu --target _cuda
+	@env -u MAKEFLAGS -u MAKELEVEL cmake --build build/gpu --target _cuda
 	@echo "fastrnn has no CUDA kernels yet; the devices of this machine:"
 	@PYTHONPATH=build/gpu $(GPU_PYTHON) -c 'import json, _cuda as c; print(json.dumps({"devices": c.devices(), \
 		"error": c.error(), "runtime": c.runtime_version(), "driver": c.driver_version()}, indent=2))'

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+
 from fastrnn.bench import ceilings, peers, report, runner
 from fastrnn.bench.cases import Case, make_data
 from fastrnn.bench.timing import allowed_cpus, interleave, paired_ratio, pinned

@@ -75,10 +75,11 @@ def test_a_gradient_is_computed_only_where_it_is_wanted(monkeypatch):
             other.requires_grad_(other is t)
         y, (h, _) = ops.rnn_layer(i.cell, i.x, i.weights, i.states)
         (y.sum() + h.sum()).backward()
-        dx, dstates, dweights = seen[-1][27], seen[-1][30], seen[-1][31]
+        dstates_out, dx, dstates, dweights = (seen[-1][k] for k in (24, 25, 28, 29))
         wanted = [name for name, a in zip(i.named(), [dx, *dstates, *dweights]) if a]
         assert wanted == [name]
-        assert t.grad is not None and seen[-1][26][1] == 0, "nothing came back through c"
+        assert t.grad is not None
+        assert dstates_out[0] and not dstates_out[1], "nothing came back through c"
 
 
 def test_outputs_that_get_no_gradient():
@@ -201,6 +202,7 @@ def test_vmap_folds_into_one_call(monkeypatch):
     assert calls == [18]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by torch.func.jvp itself
 def test_forward_mode_raises():
     i = cases.make("gru", Case(3, 2, 4, 5))
     f, args = loss_of(i)

@@ -10,7 +10,7 @@ import cases  # noqa: E402
 from cases import CASES, CELLS, PROJECTED, TOLERANCE, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
-from fastrnn import _core, _kernels, ops, reference  # noqa: E402
+from fastrnn import _kernels, ops, reference, threads  # noqa: E402
 
 CELL_CASES = [(cell, case) for cell in CELLS for case in CASES] + [("lstm", case) for case in PROJECTED]
 
@@ -66,12 +66,12 @@ def test_threads_and_schedules_give_the_same_bits(isa, cell, case):
     inputs = cases.make(cell, case)
     first = None
     for schedule in ("", "batch_split", "hidden_split"):
-        for threads in (1, 2, 3):
-            out = cases.kernel(inputs, schedule=schedule, threads=threads)
+        for n in (1, 2, 3):
+            out = cases.kernel(inputs, schedule=schedule, threads=n)
             found = out | cases.gradients(inputs, out)
             first = first or found
             different = [name for name in found if not torch.equal(found[name], first[name])]
-            assert not different, (schedule, threads, different)
+            assert not different, (schedule, n, different)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -143,6 +143,12 @@ def test_any_layout_of_x_and_of_the_gradient(layout):
     assert all(map(torch.equal, *found))
 
 
+def test_weights_with_a_negative_bit():
+    inputs = cases.make("gru", Case(5, 3, 7, 16))
+    y, _ = ops.rnn_layer("gru", inputs.x, [torch._neg_view(-w) for w in inputs.weights], inputs.states)
+    assert torch.equal(y, cases.kernel(inputs)["y"])
+
+
 def test_weights_and_states_that_are_views():
     inputs = cases.make("lstm", Case(5, 3, 7, 16))
     strided = [w.t().contiguous().t() if w.ndim == 2 else w.repeat_interleave(2)[::2] for w in inputs.weights]
@@ -152,6 +158,18 @@ def test_weights_and_states_that_are_views():
     assert torch.equal(y, want)
     found = torch.autograd.grad(y.sum(), list(inputs))
     assert all(map(torch.equal, found, torch.autograd.grad(want.sum(), list(inputs))))
+
+
+def test_misaligned_memory():
+    inputs = cases.make("lstm", Case(5, 3, 7, 16))
+    want = cases.kernel(inputs)
+    shifted = [
+        torch.frombuffer(bytearray(b"x" + t.detach().numpy().tobytes()), dtype=torch.float32, offset=1).view(t.shape)
+        for t in inputs
+    ]
+    assert all(t.data_ptr() % 4 for t in shifted)
+    y, states = ops.rnn_layer("lstm", shifted[0], shifted[3:], shifted[1:3])
+    assert torch.equal(y, want["y"]) and torch.equal(states[1], want["c"])
 
 
 def test_batch_first_copies_nothing(monkeypatch):
@@ -279,11 +297,11 @@ def rms(got, want):
     return [((g.double() - w).square().mean() / w.square().mean()).sqrt().item() for g, w in zip(got, want)]
 
 
-def test_threads_argument_is_used(monkeypatch):
-    assert _core.num_threads() >= 1
+def test_threads_and_schedule_reach_the_kernel(monkeypatch):
     inputs = cases.make("gru", Case(2, 2, 3, 16))
     seen = []
     monkeypatch.setattr(_kernels, "_core_forward", lambda *args: seen.append(args[22:]))
     with torch.no_grad():
         cases.kernel(inputs, schedule="hidden_split", threads=2)
-    assert seen == [("hidden_split", 2)]
+        cases.kernel(inputs)
+    assert seen == [("hidden_split", 2), ("", threads.current())]

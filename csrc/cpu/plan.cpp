@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -30,15 +31,19 @@ double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
   const RnnShape& s = q.shape;
   const bool side_by_side = s.D == 2 && threads > 1 && !q.backward;  // forward directions run in parallel
   const double sequential = side_by_side ? 1 : double(s.D), team = side_by_side ? threads / 2 : threads;
-  const double rows = schedule == kBatchSplit ? (s.B + team - 1) / team : double(s.B);
-  const double part = schedule == kBatchSplit ? 1.0 : 1.0 / team;  // of the hidden units
+  const double rows = schedule == kBatchSplit ? std::ceil(s.B / team) : double(s.B);
+  // The part of the hidden units that the busiest thread computes: whole panels (see layout.h; 16 lanes a vector).
+  const double width = q.backward ? 64 : q.cell.gates >= 3 ? 16 : 64 / q.cell.gates;
+  const double panels = std::ceil(s.H / width);
+  const double part = schedule == kBatchSplit ? 1.0 : std::ceil(panels / team) / panels;
   const double gates = q.cell.gates, scale = q.itemsize / 4.0;
   const double weights = gates * s.H * s.out() + double(s.P) * s.H;
   const double serial = std::max(2 * weights * rows * part * scale / kFlopsPerUs, stream_us(weights * part * q.itemsize));
   const double step = serial + rows * part * gates * s.H * kGateUs * scale + (schedule == kHiddenSplit && team > 1 ? kBarrierUs : 0);
-  const double long_products = (q.backward ? 4 : 2) * gates * s.H * s.I * double(s.B) / team / kFlopsPerUs * scale +
-                               (q.backward ? 2 * weights * double(s.B) / team / kFlopsPerUs * scale : 0);
-  return sequential * s.T * (step + long_products) + (threads > 1 ? kWakeUs : 0);
+  // Long products: forward's input projection follows the schedule; backward's are shared by all threads.
+  const double columns = gates * s.H * s.I, shared_rows = s.B / team;
+  const double long_products = q.backward ? (4 * columns + 2 * weights) * shared_rows : 2 * columns * rows * part;
+  return sequential * s.T * (step + long_products * scale / kFlopsPerUs) + (threads > 1 ? kWakeUs : 0);
 }
 
 int64_t chunk_steps(const PlanQuery& q, Schedule schedule, int threads) {

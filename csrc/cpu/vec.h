@@ -95,7 +95,7 @@ FASTRNN_HD Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(b.v
 // expm1 split as e^x = 2^n (1 + q): n = round(x / ln 2), q = e^r - 1 with |r| <= ln(2)/2 (1 + 2^-11).
 // q = r + r^2 P(r), P a minimax polynomial of (e^r - 1 - r)/r^2: relative error of q below 1.4e-8 before rounding.
 // ln 2 is one float: its error, 1.9e-9 n, matters only where e^x is beyond 2^30 or below 2^-30.
-// x must lie in [-87.34, 88.8]; NaN passes through q.
+// x must lie in [-87.34, 88.37]; NaN passes through q.
 struct ExpParts {
   Vec<float> scale, q;
 };
@@ -104,18 +104,22 @@ FASTRNN_HD ExpParts exp_parts(Vec<float> x) {
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
   const V t = x * V(1.44269504f) + V(kRound);
   const V n = t - V(kRound);
+#if defined(__FMA__) || defined(__aarch64__)
   const V r = n * V(-0.693147182f) + x;
+#else  // without a fused multiply-add the product itself has to be exact: ln 2 in two parts
+  const V r = n * V(2.12194440e-4f) + (n * V(-0.693359375f) + x);
+#endif
   V p = r * V(1.38825167e-3f) + V(8.36654752e-3f);
   p = p * r + V(4.16672006e-2f);
   p = p * r + V(1.66665435e-1f);
   p = p * r + V(0.49999997f);
-  // The low bits of t hold n + 0x4B400000; adding the exponent bias and shifting builds 2^n (inf for n = 128).
+  // The low bits of t hold n + 0x4B400000; adding the exponent bias and shifting builds 2^n.
   const V::Mask bits = (V::Mask(t.v) + (127 - 0x4B400000)) << 23;
   return {V(V::Native(bits)), r * r * p + r};
 }
-// exp: below 2 ulp; saturates to 1.2e-38 below -87.3, inf above 88.7.
+// exp and sigmoid: below 6 ulp (3 where the result is above 2^-24); exp saturates at 1.2e-38 and 2.2e38, so that 1/(1 + exp(-x)) is 0 or 1 once flushed.
 FASTRNN_HD Vec<float> exp(Vec<float> x) {
-  const ExpParts e = exp_parts(max(min(x, Vec<float>(88.8f)), Vec<float>(-87.3f)));
+  const ExpParts e = exp_parts(max(min(x, Vec<float>(88.3f)), Vec<float>(-87.3f)));
   return e.scale * e.q + e.scale;
 }
 // tanh |x| = t/(t + 2) with t = e^(2|x|) - 1, sign restored: odd, |y| <= 1, tanh(-0) = -0, below 3 ulp.

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 _NEEDS_TORCH = ("functional", "nn", "ops", "reference")
 _MODULES = (*_NEEDS_TORCH, "bench", "numpy")
-_CORE = {"get_num_threads": "num_threads", "set_num_threads": "set_num_threads", "isa": "isa", "isas": "isas"}
+_FROM = {
+    "get_num_threads": "threads",
+    "set_num_threads": "threads",
+    "isa": "_core",
+    "isas": "_core",
+    "show_config": "info",
+}
 
 __all__ = [
     "DTypeError",
@@ -34,6 +40,7 @@ __all__ = [
     "reference",
     "set_isa",
     "set_num_threads",
+    "show_config",
     "to_torch",
 ]
 
@@ -62,8 +69,8 @@ def __getattr__(name: str) -> Any:
         value = _with_torch(name, name)
     elif name in _MODULES:
         value = importlib.import_module(f"fastrnn.{name}")
-    elif name in _CORE:
-        value = getattr(importlib.import_module("fastrnn._core"), _CORE[name])
+    elif name in _FROM:
+        value = getattr(importlib.import_module(f"fastrnn.{_FROM[name]}"), name)
     elif name == "__version__":
         from importlib.metadata import version
 

@@ -79,7 +79,7 @@ def device_error(function: str, argument: str, got: object, expected: object) ->
 def storage_error(function: str, argument: str, got_bytes: int, needed_bytes: int) -> DeviceError:
     """The error for an array that reaches past its memory, such as a sharded parameter that was freed."""
     return DeviceError(
-        f"{function}: {argument} has a storage of {got_bytes} bytes, expected at least {needed_bytes} (freed or resized?)"
+        f"{function}: {argument} has a storage of {got_bytes} bytes, expected {needed_bytes} or more (freed?)"
     )
 
 

@@ -1,11 +1,14 @@
 """The CPU kernels on raw addresses.
 
-Addresses are plain ints (`tensor.data_ptr()`, `array.ctypes.data`), 0 = absent; sizes and strides are in elements. Nothing
-is checked here: fastrnn's Python front ends check everything first, and the caller keeps the memory alive during the call.
+Addresses are plain ints (`tensor.data_ptr()`, `array.ctypes.data`), 0 = absent; sizes and strides are in elements.
+Nothing is checked here: the Python front ends check everything first, and the caller keeps the memory alive during
+the call.
 Letters: T time steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions, G gates, S states.
 """
 
 from typing import TypedDict
+
+import numpy as np
 
 class Cell(TypedDict):
     gates: int  # G
@@ -117,6 +120,8 @@ class Stepper:
         /,
     ) -> None: ...
     def step(self, x: int, y: int, /) -> None: ...  # x [B, I], y [B, P or H], contiguous
+    # As step, but False, with nothing done, unless x is C-contiguous, aligned and of the stepper's dtype.
+    def step_array(self, x: np.ndarray, y: int) -> bool: ...
     def get_states(self, into: list[int], /) -> None: ...  # h [L, B, P or H], c [L, B, H]; 0 = skip
     def set_states(self, states: list[int], /) -> None: ...
     def reset(self, mask: int, /) -> None: ...  # bool [B], or 0 for every row

@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from . import _core, reference
 from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
+from .threads import current as current_threads
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
 CELLS: dict[str, tuple[int, int, int]] = {n: (c["gates"], c["states"], c["reserve"]) for n, c in _core.CELLS.items()}
@@ -81,7 +82,7 @@ def prepare(
         (n0, n1, I), (s0, s1, s2) = x.shape, x.stride()
         dtype = x.dtype
         item = 4 if dtype is torch.float32 else 8 if dtype is torch.float64 else 0
-        if not x.is_cpu or not item or not n0 or not n1 or (s2 != 1 and I != 1) or x.is_neg():
+        if not x.is_cpu or not item or not n0 or not n1 or not I or (s2 != 1 and I != 1) or x.is_neg():
             return None
         if (x.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + I) * item > x.untyped_storage().nbytes():
             return None
@@ -95,7 +96,10 @@ def prepare(
         table = _weight_table(cell, I, H, P, directions, n)
         if len(weights) != len(table) or n & 1 != (P > 0):
             return None
+        if not H:
+            return None
         addresses = []
+        low = x_address = x.data_ptr()
         for w, (shape, numel) in zip(weights, table):
             if (
                 w.shape != shape
@@ -103,13 +107,19 @@ def prepare(
                 or not w.is_cpu
                 or not w.is_contiguous()
                 or (w.storage_offset() + numel) * item > w.untyped_storage().nbytes()
+                or w.is_neg()
                 or (type(w) is not Parameter and type(w) is not Tensor)
             ):
                 return None
-            addresses.append(w.data_ptr())
+            address = w.data_ptr()
+            addresses.append(address)
+            low |= address
         states = []
         B = n0 if batch_first else n1
-        for s, width in ((h0, P or H), (c0, H))[: CELLS[cell][1]]:
+        two_states = CELLS[cell][1] == 2
+        if c0 is not None and not two_states:
+            return None
+        for s, width in ((h0, P or H), (c0, H)) if two_states else ((h0, H),):
             if s is None:
                 states.append(0)
                 continue
@@ -123,12 +133,16 @@ def prepare(
                 or (type(s) is not Tensor and type(s) is not Parameter)
             ):
                 return None
-            states.append(s.data_ptr())
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError):
+            address = s.data_ptr()
+            states.append(address)
+            low |= address
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError):
         return None  # not tensors, sparse, another rank
+    if low & (item - 1):  # misaligned, as torch.frombuffer allows
+        return None
     if batch_first:
         n0, n1, s0, s1 = n1, n0, s1, s0
-    return item, n0, n1, I, H, P, x.data_ptr(), s0, s1, five_per_direction(addresses, n), states, None
+    return item, n0, n1, I, H, P, x_address, s0, s1, five_per_direction(addresses, n), states, None
 
 
 def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
@@ -141,7 +155,7 @@ def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
     needed = (t.storage_offset() + t.numel()) * item
     if needed > have and t.numel():
         raise storage_error(function_of(cell), name, have, needed)
-    return t
+    return t.clone() if t.data_ptr() % item else t
 
 
 def _rows(cell: str, name: str, t: Tensor, batch_first: bool) -> tuple[Tensor, int, int]:
@@ -153,6 +167,9 @@ def _rows(cell: str, name: str, t: Tensor, batch_first: bool) -> tuple[Tensor, i
     needed = (t.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + n2) * t.element_size()
     if n0 and n1 and needed > have:
         raise storage_error(function_of(cell), name, have, needed)
+    if t.data_ptr() % t.element_size():
+        t = t.clone(memory_format=torch.contiguous_format)
+        s0, s1, _ = t.stride()
     return (t, s1, s0) if batch_first else (t, s0, s1)
 
 
@@ -242,7 +259,7 @@ def forward(
         reserve_address = reserve.data_ptr()
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, lengths_address, mask,
-        mask_t, mask_b, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads,
+        mask_t, mask_b, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
     )  # fmt: skip
     if CHECK:
         _check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
@@ -289,7 +306,7 @@ def backward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64), mask,
         mask_t, mask_b, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
         [_address(dh), _address(dc)][:S], dx, dx_t, dx_b, [dh0, dc0][:S],
-        five_per_direction(dweights, len(weights) // directions), schedule, threads,
+        five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
     )  # fmt: skip
     found = [g for g in grads if g is not None]
     if CHECK:

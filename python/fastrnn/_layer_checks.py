@@ -21,7 +21,9 @@ def check_input(function: str, x: object, symbols: str, hint: str = "", name: st
         raise _checks.type_error(function, name, x, "a torch.Tensor")
     _check_dense(function, name, x)
     if x.dtype not in KERNEL_DTYPES and x.dtype not in NARROW_DTYPES:
-        raise _checks.dtype_error(function, name, x.dtype, "float32, float64, bfloat16 or float16; convert it with .to()")
+        raise _checks.dtype_error(
+            function, name, x.dtype, "float32, float64, bfloat16 or float16; convert it with .to()"
+        )
     if x.device.type not in ("cpu", "meta"):
         raise _checks.DeviceError(
             f"{function}: {name} is on {x.device}, expected cpu; fastrnn has no kernels for {x.device.type} yet: "
@@ -52,7 +54,9 @@ def _weight_sizes(function: str, gates: int, weights: Sequence[Tensor], n: int, 
     _checks.check_rank(function, names[0], weights[0].shape, "(G*H, I)")
     GH, I = weights[0].shape
     if GH % gates or not GH:
-        raise _checks.ShapeError(f"{function}: {names[0]} has shape {tuple(weights[0].shape)}, expected G*H = a multiple of {gates} rows")
+        raise _checks.ShapeError(
+            f"{function}: {names[0]} has shape {tuple(weights[0].shape)}, expected G*H = a multiple of {gates} rows"
+        )
     if not n & 1:
         return I, GH // gates, 0
     _checks.check_rank(function, names[n - 1], weights[n - 1].shape, "(P, H)")
@@ -90,7 +94,9 @@ def check_layer(
         raise _checks.dtype_error(function, "x", x.dtype, "torch.float32 or torch.float64", hint)
     n, rest = divmod(len(weights), directions)
     if rest or n not in HAS_BIAS or (n & 1 and cell != "lstm"):
-        per_direction = "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if cell == "lstm" else "2 or 4 (with biases)"
+        per_direction = (
+            "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if cell == "lstm" else "2 or 4 (with biases)"
+        )
         _checks.check_count(function, "weights", len(weights), f"{per_direction} for each of {directions} directions")
     names = _checks.weight_names(directions, HAS_BIAS[n], bool(n & 1), suffix)
     for name, w in zip(names, weights):

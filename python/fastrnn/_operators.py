@@ -129,9 +129,7 @@ def _fold(t: Tensor | None, dim: int | None, at: int, n: int) -> Tensor | None:
 def _one_by_one(function: type[torch.autograd.Function], n: int, in_dims: Sequence, args: Sequence):
     """The general vmap rule: one call per element."""
     mapped = [isinstance(a, Tensor) and d is not None for a, d in zip(args, in_dims)]
-    calls = [
-        function.apply(*(a.select(d, i) if m else a for a, d, m in zip(args, in_dims, mapped))) for i in range(n)
-    ]
+    calls = [function.apply(*(a.select(d, i) if m else a for a, d, m in zip(args, in_dims, mapped))) for i in range(n)]
     outs = tuple(torch.stack(o) for o in zip(*calls))
     return outs, (0,) * len(outs)
 

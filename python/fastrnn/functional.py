@@ -72,7 +72,7 @@ def lstm(
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
     stack = _infer_stack("lstm", "lstm", weights, bidirectional, batch_first, dropout)
-    y, last = run(stack, x, _pair("lstm", state), weights, training, lengths, reset_mask)
+    y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
 
 
@@ -109,7 +109,7 @@ def gru(
     """
     cell = "gru" if reset_after else "gru_reset_before"
     stack = _infer_stack("gru", cell, weights, bidirectional, batch_first, dropout)
-    y, last = run(stack, x, _single("gru", state), weights, training, lengths, reset_mask)
+    y, last = run(stack, x, as_single("gru", state), weights, training, lengths, reset_mask)
     return y, last[0]
 
 
@@ -147,11 +147,11 @@ def rnn(
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
     stack = _infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout)
-    y, last = run(stack, x, _single("rnn", state), weights, training, lengths, reset_mask)
+    y, last = run(stack, x, as_single("rnn", state), weights, training, lengths, reset_mask)
     return y, last[0]
 
 
-def _pair(function: str, state: object) -> State | None:
+def as_pair(function: str, state: object) -> State | None:
     """The LSTM's state as a pair, or the error that torch.nn.LSTM leaves to chance."""
     if state is None:
         return None
@@ -162,7 +162,8 @@ def _pair(function: str, state: object) -> State | None:
     return tuple(state)
 
 
-def _single(function: str, state: object) -> State | None:
+def as_single(function: str, state: object) -> State | None:
+    """The one state of a GRU or RNN as a tuple, like the LSTM's."""
     if state is None:
         return None
     if not isinstance(state, Tensor):
@@ -193,7 +194,9 @@ def _infer_stack(
         _checks.check_count(function, "weights", len(weights), f"a multiple of {n * D}: {n} for each direction")
     if not rows or rows % gates:
         shape = tuple(weights[0].shape)
-        raise _checks.ShapeError(f"{function}: weight_ih_l0 has shape {shape}, expected G*H = a multiple of {gates} rows")
+        raise _checks.ShapeError(
+            f"{function}: weight_ih_l0 has shape {shape}, expected G*H = a multiple of {gates} rows"
+        )
     sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
     return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout))
 
@@ -269,7 +272,12 @@ def _run_packed(
             f"of sum {data.shape[0]} (rows of x.data)"
         )
     x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=stack.batch_first)
-    if reset_mask is not None and sorted_indices is not None and isinstance(reset_mask, Tensor) and reset_mask.ndim == 2:
+    if (
+        reset_mask is not None
+        and sorted_indices is not None
+        and isinstance(reset_mask, Tensor)
+        and reset_mask.ndim == 2
+    ):
         reset_mask = reset_mask.index_select(0 if stack.batch_first else 1, sorted_indices)
     if states is not None:
         _check_whole_states(stack, x, states)
@@ -334,8 +342,8 @@ def _run_layers(
         x, last = rnn_layer(
             cell, x, weights[k * n : (k + 1) * n],
             None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
-            lengths, reset_mask, directions=D, batch_first=batch_first, function=function, suffix=f"_l{k}" if k else suffix,
-            expected=(D * (P or H) if k else I, H, P),
+            lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
+            suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
         )  # fmt: skip
         lasts.append(last)
     return x, tuple(torch.cat(s) for s in zip(*lasts))

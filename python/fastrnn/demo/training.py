@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from ..bench.timing import settle
 
 TURN = 8  # steps before the other side's turn: within a turn caches and thread pools are warm, as in real training
+PEAK_RATE = 4e-3
 CLIP = 1.0
 
 
@@ -39,12 +40,17 @@ class Text:
         cut = len(ids) * 9 // 10
         return Text(vocabulary, ids[:cut], ids[cut:])
 
+    def letters_alone(self) -> float:
+        """Bits per held-out character for a model that knows how often each character occurs and nothing else."""
+        counts = torch.bincount(self.train, minlength=len(self.vocabulary)).double() + 1
+        return -(counts / counts.sum()).log2()[self.held_out].mean().item()
+
 
 class CharModel(torch.nn.Module):
     """Embedding, recurrent layers, linear layer: the next character from all those before it.
 
     Args:
-        library: torch.nn or fastrnn.nn; where the recurrent layers come from.
+        library: torch.nn or fastrnn.nn, where the recurrent layers come from.
         cell: "GRU", "LSTM" or "RNN".
         vocabulary: number of characters.
         hidden: width of the embedding and of each recurrent layer.
@@ -66,14 +72,19 @@ class Side:
     model: CharModel
     optimiser: torch.optim.Optimizer
     state: Any = None  # carried from batch to batch, as the text runs on
-    loss: list[float] = field(default_factory=list)  # nats per character
+    loss: list[float] = field(default_factory=list)  # bits per character
     step_s: list[float] = field(default_factory=list)  # the whole training step
     forward_s: list[float] = field(default_factory=list)  # of it, the recurrent layers
     backward_s: list[float] = field(default_factory=list)
 
+    def keep(self, steps: int) -> None:
+        """Forget what was measured after so many steps."""
+        for values in (self.loss, self.step_s, self.forward_s, self.backward_s):
+            del values[steps:]
+
 
 def sides(libraries: dict[str, ModuleType], cell: str, vocabulary: int, hidden: int, layers: int) -> list[Side]:
-    """Two models with the same initial weights, each with its own Adam."""
+    """A model for each library, with the same initial weights, each with its own Adam."""
     models = {name: CharModel(library, cell, vocabulary, hidden, layers) for name, library in libraries.items()}
     first, *rest = models.values()
     for model in rest:
@@ -81,19 +92,14 @@ def sides(libraries: dict[str, ModuleType], cell: str, vocabulary: int, hidden: 
     return [Side(name, model, torch.optim.Adam(model.parameters(), fused=True)) for name, model in models.items()]
 
 
-def batches(ids: Tensor, batch: int, steps: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Endless (x [T, B], next characters [T, B], whether the text starts again) from `batch` streams side by side."""
-    length = (len(ids) - 1) // batch
-    x = ids[: length * batch].view(batch, length).t()
-    y = ids[1 : length * batch + 1].view(batch, length).t()
+def batches(ids: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Endless (x [T, B], the next characters [T, B], whether the text starts again) from `batch` parallel streams."""
+    stream = (len(ids) - 1) // batch
+    x = ids[: stream * batch].view(batch, stream).t()
+    y = ids[1 : stream * batch + 1].view(batch, stream).t()
     while True:
-        for t in range(0, length - steps + 1, steps):
-            yield x[t : t + steps], y[t : t + steps], t == 0
-
-
-def detached(state: Any) -> Any:
-    """The state (a tensor, or a tuple of them) without its history."""
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        for t in range(0, stream - length + 1, length):
+            yield x[t : t + length], y[t : t + length], t == 0
 
 
 def train_step(side: Side, x: Tensor, target: Tensor, rate: float) -> None:
@@ -121,11 +127,11 @@ def train_step(side: Side, x: Tensor, target: Tensor, rate: float) -> None:
     embedded.backward(entering.grad)
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     side.optimiser.step()
-    side.state = detached(state)
+    side.state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
     side.step_s.append(clock() - start)
     side.forward_s.append(after_forward - before_forward)
     side.backward_s.append(after_backward - before_backward)
-    side.loss.append(loss.item())
+    side.loss.append(loss.item() / math.log(2))
 
 
 def race(
@@ -134,40 +140,34 @@ def race(
     batch: int,
     length: int,
     steps: int,
-    peak_rate: float,
-    seconds: float,
-    progress: Callable[[int], None],
-) -> int:
+    seconds: float = math.inf,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
     """Train every side on the same batches, in turns; the learning rate falls linearly to zero.
 
     Args:
         length: characters per step and row, T.
         steps: training steps of each side.
-        seconds: stop after a turn that ends later than this.
-        progress: called with the number of steps that each side has just done.
-
-    Returns:
-        The steps that each side has done.
+        seconds: no new turn begins after this time.
+        progress: called after each turn with the number of steps that each side has done in it.
     """
     source = batches(text.train, batch, length)
     began, done = time.perf_counter(), 0
     while done < steps and time.perf_counter() - began < seconds:
         turn = [next(source) for _ in range(min(TURN, steps - done))]
-        order = contestants if done // TURN % 2 == 0 else contestants[::-1]
-        for side in order:
+        for side in contestants if done // TURN % 2 == 0 else contestants[::-1]:
             settle()
             for k, (x, target, again) in enumerate(turn):
                 if again:
                     side.state = None
-                train_step(side, x, target, peak_rate * (1 - (done + k) / steps))
+                train_step(side, x, target, PEAK_RATE * (1 - (done + k) / steps))
         done += len(turn)
         progress(len(turn))
-    return done
 
 
 @torch.inference_mode()
 def bits_per_character(model: CharModel, ids: Tensor, batch: int = 16, length: int = 256) -> float:
-    """Mean of -log2 p(next character) over ids, read as `batch` streams from the zero state."""
+    """Mean of -log2 p(next character) over ids, read once as `batch` streams from the zero state."""
     state, total, count = None, 0.0, 0
     length = min(length, (len(ids) - 1) // batch)
     for x, target, again in batches(ids, batch, length):
@@ -178,6 +178,3 @@ def bits_per_character(model: CharModel, ids: Tensor, batch: int = 16, length: i
         total += cross_entropy(logits, target.flatten(), reduction="sum").item()
         count += target.numel()
     return total / count / math.log(2)
-
-
-

@@ -1,0 +1,248 @@
+"""One time step at a time, for streams and agents: `y = step(x)`.
+
+The weights are packed once and the state stays inside. A step runs on the calling thread and allocates nothing, takes no
+lock and makes no system call; it computes the same bits as the module does on a whole sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._checks import (
+    GATES,
+    STATE_NAMES,
+    DeviceError,
+    DTypeError,
+    ShapeError,
+    check_shape,
+    check_size,
+    check_weights,
+    dtype_error,
+    type_error,
+)
+
+_NUMPY_DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
+
+
+def _dtype_name(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+class _NumPy:
+    """Arrays as the stepper needs them; _Torch is the same for tensors."""
+
+    kind = np.ndarray
+    kind_name = "a numpy.ndarray"
+
+    @staticmethod
+    def to_numpy(array: Any, dtype: type) -> np.ndarray:
+        return np.ascontiguousarray(array, dtype)
+
+    @staticmethod
+    def view(buffer: np.ndarray, name: str) -> Any:
+        return buffer if buffer.dtype.name == name else np.empty(buffer.shape, name)
+
+    @staticmethod
+    def copy(array: np.ndarray, name: str) -> Any:
+        return array.astype(name)
+
+
+class _Torch:
+    kind_name = "a torch.Tensor"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch, self.kind = torch, torch.Tensor
+
+    def to_numpy(self, array: Any, dtype: type) -> np.ndarray:
+        if not array.is_cpu:
+            raise DeviceError(f"stepper: a tensor is on {array.device}, expected cpu")
+        wide = array.detach().to(getattr(self.torch, np.dtype(dtype).name))
+        return np.ascontiguousarray(wide.resolve_neg().numpy())
+
+    def view(self, buffer: np.ndarray, name: str) -> Any:
+        shared = self.torch.from_numpy(buffer)
+        return shared if buffer.dtype.name == name else self.torch.empty(buffer.shape, dtype=getattr(self.torch, name))
+
+    def copy(self, array: np.ndarray, name: str) -> Any:
+        return self.torch.from_numpy(array.copy()).to(getattr(self.torch, name))
+
+
+class Stepper:
+    """Runs a stack of one-directional layers step by step.
+
+    Args:
+        cell: name of the cell, one of fastrnn._core.CELLS.
+        layers: for each layer (w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] or None, w_hr [P, H] or None).
+        batch_size: rows B of every step.
+        framework: "numpy" or "torch": what x, y and the state are.
+
+    Raises:
+        ShapeError, DTypeError: a weight does not fit the others, or has a dtype other than float16, bfloat16, float32,
+            float64.
+
+    Example:
+        >>> import numpy as np
+        >>> step = Stepper("rnn_tanh", [(np.ones((4, 3), "f"), np.ones((4, 4), "f"), None, None, None)])
+        >>> step(np.ones((1, 3), "f")).shape
+        (1, 4)
+    """
+
+    __slots__ = (
+        "_arrays", "_cell", "_core_step", "_dtype", "_kind", "_names", "_native", "_shape", "_sizes", "_stepper",
+        "_torch_dtype", "_wide", "_x_buffer", "_y", "_y_address", "_y_buffer", "batch_size",
+    )  # fmt: skip
+
+    def __init__(self, cell: str, layers: Sequence[tuple], batch_size: int = 1, framework: str = "numpy"):
+        if framework not in ("numpy", "torch"):
+            raise ValueError(f"stepper: framework is {framework!r}, expected 'numpy' or 'torch'")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+            raise DTypeError(f"stepper: batch_size is a {type(batch_size).__name__}, expected an int")
+        check_size("stepper", "batch_size", "B", batch_size)
+        self._arrays = _NumPy() if framework == "numpy" else _Torch()
+        self._kind, self._cell, self.batch_size = self._arrays.kind, cell, int(batch_size)
+        self._names = STATE_NAMES[: _core.CELLS[cell]["states"]]
+        self._dtype = _dtype_name(layers[0][0])
+        if self._dtype not in _NUMPY_DTYPES:
+            raise dtype_error("stepper", "weight_ih_l0", self._dtype, "float32, float64, float16 or bfloat16")
+        self._wide = _NUMPY_DTYPES[self._dtype]
+        self._sizes, weights = [], []
+        for k, layer in enumerate(layers):
+            weights += self._checked_layer(k, layer)
+        addresses = [0 if w is None else w.ctypes.data for w in weights]
+        wide = np.dtype(self._wide)
+        self._stepper = _core.Stepper(cell, wide.itemsize, self.batch_size, self._sizes, addresses)
+        self._core_step = self._stepper.step if framework == "torch" else self._stepper.step_array
+        I, _, _ = self._sizes[0]
+        _, H, P = self._sizes[-1]
+        self._shape = (self.batch_size, I)
+        self._x_buffer = np.zeros(self._shape, wide)
+        self._y_buffer = np.zeros((self.batch_size, P or H), wide)
+        self._y_address = self._y_buffer.ctypes.data
+        self._y = self._arrays.view(self._y_buffer, self._dtype)
+        self._native = wide.name == self._dtype
+        self._torch_dtype = self._y.dtype if framework == "torch" else None
+
+    def _checked_layer(self, k: int, layer: tuple) -> list[np.ndarray | None]:
+        w_ih, w_hh, b_ih, b_hh, w_hr = layer
+        for name, w in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), layer):
+            if w is not None and not isinstance(w, self._kind):
+                raise type_error("stepper", f"{name}_l{k}", w, self._arrays.kind_name)
+            if w is not None and _dtype_name(w) != self._dtype:
+                raise dtype_error(
+                    "stepper", f"{name}_l{k}", _dtype_name(w), f"{self._dtype} (the dtype of weight_ih_l0)"
+                )
+        gates = GATES[self._cell]
+        H, P = w_ih.shape[0] // gates, 0 if w_hr is None else w_hr.shape[0]
+        I = w_ih.shape[1] if not self._sizes else self._sizes[-1][2] or self._sizes[-1][1]
+        given = [w.shape for w in layer if w is not None]
+        check_weights("stepper", gates, given, I, H, P, 1, b_ih is not None, f"_l{k}", k == 0)
+        self._sizes.append((I, H, P))
+        return [None if w is None else self._arrays.to_numpy(w, self._wide) for w in layer]
+
+    def __call__(self, x: Any) -> Any:
+        """Advances by one step.
+
+        Args:
+            x: [B, I], or [I] when B is 1; the dtype of the weights.
+
+        Returns:
+            y: [B, P or H] (or [P or H]). The stepper owns this memory and overwrites it in the next call: keep
+            y.copy() (NumPy) or y.clone() (torch) if you need it longer.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: x does not fit.
+        """
+        if self._torch_dtype is None:
+            if (
+                self._native
+                and type(x) is np.ndarray
+                and x.shape == self._shape
+                and self._core_step(x, self._y_address)
+            ):
+                return self._y
+        elif (
+            type(x) is self._kind
+            and x.shape == self._shape
+            and x.dtype is self._torch_dtype
+            and self._native
+            and x.is_contiguous()
+            and x.is_cpu
+            and not x.is_neg()
+        ):
+            self._core_step(x.data_ptr(), self._y_address)
+            return self._y
+        return self._step_any(x)
+
+    def _step_any(self, x: Any) -> Any:
+        """Whatever is not the plain case: unbatched, strided, of a narrow dtype, or wrong."""
+        if not isinstance(x, self._kind):
+            raise type_error("stepper", "x", x, self._arrays.kind_name)
+        if _dtype_name(x) != self._dtype or getattr(getattr(x, "dtype", None), "isnative", True) is False:
+            raise dtype_error("stepper", "x", x.dtype, f"{self._dtype} (the dtype of the weights)")
+        unbatched = len(x.shape) == 1 and self.batch_size == 1
+        check_shape("stepper", "x", x.shape, "(I,)" if unbatched else "(B, I)", self._shape[unbatched:])
+        self._x_buffer[...] = self._arrays.to_numpy(x, self._wide).reshape(self._shape)
+        self._stepper.step(self._x_buffer.ctypes.data, self._y_address)
+        if not self._native:
+            self._y[...] = self._arrays.view(self._y_buffer, self._y_buffer.dtype.name)
+        return self._y[0] if unbatched else self._y
+
+    def _widths(self, name: str) -> list[int]:
+        return [P or H if name == "h0" else H for _, H, P in self._sizes]
+
+    @property
+    def state(self) -> Any:
+        """h [L, B, P or H], or (h, c [L, B, H]) for an LSTM: a copy; assign to it to continue from elsewhere."""
+        arrays = [np.empty((len(self._sizes), self.batch_size, self._widths(n)[0]), self._wide) for n in self._names]
+        self._uniform()
+        self._stepper.get_states([a.ctypes.data for a in arrays])
+        found = tuple(self._arrays.copy(a, self._dtype) for a in arrays)
+        return found if len(found) == 2 else found[0]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        values = tuple(value) if len(self._names) == 2 and isinstance(value, (tuple, list)) else (value,)
+        if len(values) != len(self._names):
+            raise ShapeError(f"stepper: state has {len(values)} entries, expected {len(self._names)}: (h, c)")
+        self._uniform()
+        arrays = []
+        for name, v in zip(self._names, values):
+            if not isinstance(v, self._kind):
+                raise type_error("stepper", name, v, self._arrays.kind_name)
+            if _dtype_name(v) != self._dtype or getattr(v.dtype, "isnative", True) is False:
+                raise dtype_error("stepper", name, v.dtype, f"{self._dtype} (the dtype of the weights)")
+            expected = (len(self._sizes), self.batch_size, self._widths(name)[0])
+            check_shape("stepper", name, v.shape, "(L, B, P or H)" if name == "h0" else "(L, B, H)", expected)
+            arrays.append(self._arrays.to_numpy(v, self._wide))
+        self._stepper.set_states([a.ctypes.data for a in arrays])
+
+    def _uniform(self) -> None:
+        if any(len(set(self._widths(n))) > 1 for n in self._names):
+            raise ShapeError(
+                f"stepper: layers have widths {self._widths('h0')}, expected equal ones for one state array"
+            )
+
+    def reset(self, mask: Any = None) -> None:
+        """Sets the state to zero.
+
+        Args:
+            mask: bool [B], rows to reset; None for all.
+
+        Raises:
+            ShapeError, DTypeError: the mask does not fit.
+        """
+        if mask is None:
+            self._stepper.reset(0)
+            return
+        if not isinstance(mask, self._kind) or _dtype_name(mask) != "bool":
+            got = _dtype_name(mask) if isinstance(mask, self._kind) else type(mask).__name__
+            raise dtype_error("stepper", "mask", got, "bool")
+        check_shape("stepper", "mask", mask.shape, "(B,)", (self.batch_size,))
+        rows = self._arrays.to_numpy(mask, np.bool_)
+        self._stepper.reset(rows.ctypes.data)

@@ -1,0 +1,50 @@
+"""What the constructors of all modules share: checks in this package's words, and torch's default initialisation."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+
+
+def check_options(name: str, num_layers: int, dropout: float, proj_size: int, **options: Any) -> None:
+    """The checks of torch.nn.RNNBase, in this package's words."""
+    for key in ("input_size", "hidden_size"):
+        size = options.pop(key)
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: {key} is a {type(size).__name__}, expected an int")
+        if size <= 0:
+            raise ValueError(f"{name}: {key} is {size}, expected at least 1")
+        if key == "hidden_size" and not 0 <= proj_size < size:
+            raise ValueError(f"{name}: proj_size is {proj_size}, expected at least 0 and below hidden_size = {size}")
+    for key, value in options.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: {key} is a {type(value).__name__}, expected a bool")
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+        raise TypeError(f"{name}: num_layers is a {type(num_layers).__name__}, expected an int")
+    if num_layers <= 0:
+        raise ValueError(f"{name}: num_layers is {num_layers}, expected at least 1")
+    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(f"{name}: dropout is {dropout!r}, expected a probability in [0, 1]")
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            f"{name}: dropout = {dropout} acts between layers, so it does nothing with num_layers = 1", stacklevel=4
+        )
+
+
+def initialise(module: Module, hidden_size: int) -> None:
+    """torch's default: uniform in +-1/sqrt(H), parameter by parameter, so that one seed gives the same weights."""
+    bound = 1 / math.sqrt(hidden_size)
+    for weight in module.parameters():
+        torch.nn.init.uniform_(weight, -bound, bound)
+
+
+def check_nonlinearity(name: str, nonlinearity: object) -> None:
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"{name}: nonlinearity is {nonlinearity!r}, expected one of {', '.join(NONLINEARITIES)}")

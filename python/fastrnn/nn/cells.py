@@ -1,0 +1,169 @@
+"""LSTMCell, GRUCell and RNNCell: one time step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from .. import _checks
+from ..functional import Stack, as_pair, as_single, run_batched
+from ._options import check_nonlinearity, check_options, initialise
+
+
+class _Cell(Module):
+    """What the one-step modules share: parameters weight_ih, weight_hh, bias_ih, bias_hh."""
+
+    _function: str
+    _gates: int
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any) -> None:
+        super().__init__()
+        check_options(type(self).__name__, 1, 0.0, 0, input_size=input_size, hidden_size=hidden_size, bias=bias)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        shapes = _checks.weight_shapes(self._gates, input_size, hidden_size, 0, 1, True)
+        for name, shape in zip(_checks.weight_names(1, True, False), shapes):
+            absent = name.startswith("bias") and not bias
+            weight = None if absent else Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises every parameter uniformly in +-1/sqrt(hidden_size)."""
+        initialise(self, self.hidden_size)
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _weights(self) -> list[Tensor]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        try:
+            own = self._parameters
+            weights = [own[name] for name in names]
+        except KeyError:  # parametrized, or replaced by a plain tensor
+            weights = [getattr(self, name) for name in names]
+        return weights if weights[2] is not None else weights[:2]
+
+    def _step(self, x: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """One step of [B, I] or [I] from states [B, H] or [H]."""
+        f = self._function
+        if not isinstance(x, Tensor):
+            raise _checks.type_error(f, "x", x, "a torch.Tensor")
+        if x.ndim not in (1, 2):
+            raise _checks.ShapeError(f"{f}: x has shape {tuple(x.shape)}, expected 2 sizes (B, I) or 1 size (I,)")
+        *batch, width = x.shape
+        I, H = self.input_size, self.hidden_size
+        if width != I:
+            raise _checks.shape_error(f, "x", x.shape, "(B, I)" if batch else "(I,)", (*batch, I))
+        for name, s in zip(_checks.STATE_NAMES, states or ()):
+            if not isinstance(s, Tensor):
+                raise _checks.type_error(f, name, s, "a torch.Tensor")
+            if s.shape != (*batch, H):
+                raise _checks.shape_error(f, name, s.shape, "(B, H)" if batch else "(H,)", (*batch, H))
+        if not batch:
+            x, states = x.unsqueeze(0), None if states is None else tuple(s.unsqueeze(0) for s in states)
+        if states is not None:
+            states = tuple(s.unsqueeze(0) for s in states)
+        weights = self._weights()
+        stack = Stack(f, self._cell(), 1, 1, len(weights), (I, H, 0), False, 0.0, "")
+        _, last = run_batched(stack, x.unsqueeze(0), states, weights, False)
+        return tuple(s.squeeze(0) if batch else s.squeeze(0).squeeze(0) for s in last)
+
+    def stepper(self, batch_size: int = 1) -> Any:
+        """A stepper with this cell's weights, copied now; see LSTM.stepper()."""
+        from .._stepper import Stepper
+
+        weights = [None if w is None else w.detach() for w in (*self._weights(), None, None)]
+        return Stepper(self._cell(), [(*weights[:4], None)], batch_size, framework="torch")
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults, as torch prints them."""
+        shown = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"bias": True, "reset_after": True, "nonlinearity": "tanh"}
+        shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
+        return ", ".join(shown)
+
+
+class LSTMCell(_Cell):
+    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])).
+
+    Example:
+        >>> h, c = LSTMCell(3, 4)(torch.ones(2, 3))
+    """
+
+    _function, _gates = "lstm_cell", 4
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
+    def _cell(self) -> str:
+        return "lstm"
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """One step: input [B, I] or [I], hx a pair of [B, H] or [H] (None for zeros) -> the new pair."""
+        h, c = self._step(input, as_pair("lstm_cell", hx))
+        return h, c
+
+
+class GRUCell(_Cell):
+    """Drop-in for torch.nn.GRUCell, with reset_after as in GRU.
+
+    Example:
+        >>> h = GRUCell(3, 4)(torch.ones(2, 3))
+    """
+
+    _function, _gates = "gru_cell", 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+    ):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.reset_after = bool(reset_after)
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step: input [B, I] or [I], hx [B, H] or [H] (None for zeros) -> the new h."""
+        return self._step(input, as_single("gru_cell", hx))[0]
+
+
+class RNNCell(_Cell):
+    """Drop-in for torch.nn.RNNCell, with the sigmoid as a third nonlinearity.
+
+    Example:
+        >>> h = RNNCell(3, 4, nonlinearity="relu")(torch.ones(2, 3))
+    """
+
+    _function, _gates = "rnn_cell", 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        check_nonlinearity("RNNCell", nonlinearity)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step: input [B, I] or [I], hx [B, H] or [H] (None for zeros) -> the new h."""
+        return self._step(input, as_single("rnn_cell", hx))[0]
