@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace, corpus, data, threads: int) -> int:
     console.print(f"\n[bold]Sample[/] of fastrnn.nn after '{sampling.PROMPT}', written by module.stepper(1):\n")
     console.print(sampling.PROMPT + characters, markup=False, style="italic", soft_wrap=True)
     report.picture(options.output, *results, f"Next character of the {corpus.source}; {shape}\n{machine}", cell)
-    console.print(f"\n[bold]Picture[/]  {options.output}")
+    console.print(f"\n[bold]Picture[/]  {options.output}", soft_wrap=True)
     gap = abs(theirs.loss[0] - ours.loss[0])
     if not gap <= _FIRST_STEP_TOLERANCE:  # also when it is NaN
         print(

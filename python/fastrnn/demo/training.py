@@ -148,12 +148,12 @@ def race(
     Args:
         length: characters per step and row, T.
         steps: training steps of each side.
-        seconds: no new turn begins after this time.
+        seconds: no new turn begins after this time, except the first.
         progress: called after each turn with the number of steps that each side has done in it.
     """
     source = batches(text.train, batch, length)
     began, done = time.perf_counter(), 0
-    while done < steps and time.perf_counter() - began < seconds:
+    while done < steps and (done == 0 or time.perf_counter() - began < seconds):
         turn = [next(source) for _ in range(min(TURN, steps - done))]
         for side in contestants if done // TURN % 2 == 0 else contestants[::-1]:
             settle()
