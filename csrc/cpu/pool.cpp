@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -39,14 +40,39 @@ struct Job {
   int size;
 };
 
+// The OpenMP runtime that torch has loaded, if any (GCC's interface). Its workers keep spinning for milliseconds after a
+// region of torch's, on the very cores that threads of our own would need; borrowed, they start at once instead. Nothing
+// is linked. A forked child must not use it (its threads are gone, and it would wait for them): `usable` says so.
+struct OpenMp {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+  int (*thread_num)();
+  int (*num_threads)();
+  int (*in_parallel)();
+  std::atomic<bool> usable{true};
+
+  bool find() {
+    if (!usable) return false;
+    if (parallel) return !in_parallel();
+    const auto symbol = [](const char* name) { return dlsym(RTLD_DEFAULT, name); };
+    thread_num = reinterpret_cast<int (*)()>(symbol("omp_get_thread_num"));
+    num_threads = reinterpret_cast<int (*)()>(symbol("omp_get_num_threads"));
+    in_parallel = reinterpret_cast<int (*)()>(symbol("omp_in_parallel"));
+    if (thread_num && num_threads && in_parallel) parallel = reinterpret_cast<decltype(parallel)>(symbol("GOMP_parallel"));
+    return parallel && !in_parallel();
+  }
+};
+OpenMp open_mp;
+
 class Pool {
  public:
   bool run(const Job& job) {
     std::unique_lock<std::mutex> lock(running_, std::try_to_lock);
-    if (!lock || !grow(job.size - 1)) return false;
+    if (!lock) return false;
     job_ = job;
     job_.prototype.flags = flags_;
     std::memset(static_cast<void*>(flags_), 0, sizeof(TeamFlag) * job.size);
+    if (open_mp.find() && run_borrowed()) return true;
+    if (!grow(job.size - 1)) return false;
     done_.store(0, std::memory_order_relaxed);
     epoch_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -60,6 +86,19 @@ class Pool {
   }
 
  private:
+  // False, and nothing ran, if the runtime grants fewer threads than the job has members.
+  bool run_borrowed() {
+    granted_ = true;
+    open_mp.parallel([](void* self) {
+      Pool& pool = *static_cast<Pool*>(self);
+      if (open_mp.num_threads() == pool.job_.size)
+        pool.work(open_mp.thread_num());
+      else
+        pool.granted_ = false;
+    }, this, unsigned(job_.size), 0);
+    return granted_;
+  }
+
   void work(int rank) {
     Team team = job_.prototype;
     team.rank = rank;
@@ -103,6 +142,7 @@ class Pool {
 
   std::mutex running_;
   Job job_{};
+  std::atomic<bool> granted_{true};
   int workers_ = 0;
   alignas(64) std::atomic<uint64_t> epoch_{0};
   alignas(64) std::atomic<int> done_{0};
@@ -117,7 +157,12 @@ std::atomic<Pool*> pool{nullptr};
 Pool& the_pool() {
   if (Pool* p = pool) return *p;
   static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }); });
+  std::call_once(once, [] {
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = nullptr;
+      open_mp.usable = false;
+    });
+  });
   Pool* fresh = new Pool;
   Pool* none = nullptr;
   if (!pool.compare_exchange_strong(none, fresh)) delete fresh;
