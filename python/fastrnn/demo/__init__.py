@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--steps", type=count, default=2000, help="training steps (default 2000)")
     out.add_argument("--seconds", type=_positive(float), default=90, help="stop training after this (default 90)")
     out.add_argument("--threads", type=count, help="threads of both libraries (default: what fastrnn would use)")
+    out.add_argument(
+        "--control", action="store_true", help="also torch.nn from weights one rounding away, see the output"
+    )
     out.add_argument("--seed", type=int, default=1, help="of the initial weights and of the sample (default 1)")
     out.add_argument("--output", type=Path, default=Path("fastrnn_demo.png"), help="picture (default fastrnn_demo.png)")
     return out
@@ -93,13 +96,15 @@ def _run(options: argparse.Namespace, corpus, data, threads: int) -> int:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         contestants = training.sides(libraries, cell, len(data.vocabulary), options.hidden, options.layers)
+    if options.control:
+        contestants.append(training.one_rounding_away(contestants[0]))
     done = _train(options, data, contestants)
     if done == 0:
         return 130
     if done < options.steps:
         console.print(f"stopped after {done} of {options.steps} steps: the learning rate had not reached zero")
 
-    theirs, ours = contestants
+    theirs, ours, *_ = contestants
     step = ours.model.recurrent.stepper(1)
     sample = sampling.generate(ours.model, step, data.vocabulary, _SAMPLE_CHARACTERS, options.seed)
     calls = sampling.one_step_calls(theirs.model)
@@ -150,13 +155,16 @@ def _train(options: argparse.Namespace, data, contestants: list) -> int:
 
 def _print_checks(console, report, sampling, contestants: list, sample, data) -> None:
     """The comparisons that belong beside the table: how equal the two are, and what the loss is worth."""
-    worst, at, early = report.loss_difference(*contestants)
-    steps = min(100, len(contestants[0].loss))
-    console.print(
-        f"Loss curves: largest difference {early:.1e} in the first {steps} steps, {worst:.1e} in all (step {at + 1});"
-    )
-    console.print("             rounding differs between the two, and training amplifies it.")
-    whole = sampling.whole_sequence(contestants[1].model, sample, data.vocabulary)
+    theirs, ours, *control = contestants
+    steps = min(100, len(theirs.loss))
+    early, worst = report.loss_difference(theirs, ours)
+    console.print(f"Loss curves: largest difference {early:.1e} in the first {steps} steps, {worst:.1e} in all;")
+    if control:
+        early, worst = report.loss_difference(theirs, control[0])
+        console.print(f"             torch.nn from weights one rounding away: {early:.1e} and {worst:.1e}.")
+    else:
+        console.print("             rounding differs and training amplifies it: --control shows by how much.")
+    whole = sampling.whole_sequence(ours.model, sample, data.vocabulary)
     gap = (whole - sample.y).abs().max().item()
     console.print(f"Stepper:     largest difference from the same text in one call {gap:.1e}.")
     uniform = math.log2(len(data.vocabulary))

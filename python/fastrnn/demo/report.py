@@ -75,11 +75,10 @@ def _numbers(result: Result) -> dict[str, float]:
     }
 
 
-def loss_difference(torch_nn: Side, ours: Side) -> tuple[float, int, float]:
-    """Largest difference of the two losses in all steps, the step where it occurs, and the largest of the first 100."""
-    gaps = [abs(a - b) for a, b in zip(torch_nn.loss, ours.loss)]
-    worst = max(gaps)
-    return worst, gaps.index(worst), max(gaps[:100])
+def loss_difference(one: Side, other: Side) -> tuple[float, float]:
+    """Largest difference of the two losses in the first 100 steps, and in all of them."""
+    gaps = [abs(a - b) for a, b in zip(one.loss, other.loss)]
+    return max(gaps[:100]), max(gaps)
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -109,7 +108,7 @@ def picture(path: Path, torch_nn: Result, ours: Result, title: str, cell: str) -
 
 
 def _loss_by_step(axis, torch_nn: Result, ours: Result) -> None:
-    worst, _, _ = loss_difference(torch_nn.side, ours.side)
+    _, worst = loss_difference(torch_nn.side, ours.side)
     for result, width, alpha in ((torch_nn, 6, 0.45), (ours, 1.4, 1)):
         name, curve = result.side.name, smoothed(result.side.loss)
         axis.plot(range(1, len(curve) + 1), curve, color=_COLOURS[name], linewidth=width, alpha=alpha, label=name)

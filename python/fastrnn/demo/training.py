@@ -6,6 +6,7 @@ learning rates are the same, and the two take turns, so that whatever slows the 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,24 @@ def sides(libraries: dict[str, ModuleType], cell: str, vocabulary: int, hidden: 
     first, *rest = models.values()
     for model in rest:
         model.load_state_dict(first.state_dict())
-    return [Side(name, model, torch.optim.Adam(model.parameters(), fused=True)) for name, model in models.items()]
+    return [_side(name, model) for name, model in models.items()]
+
+
+def _side(name: str, model: CharModel) -> Side:
+    return Side(name, model, torch.optim.Adam(model.parameters(), fused=True))
+
+
+def one_rounding_away(side: Side) -> Side:
+    """The same model with every weight moved to the next float32: how far apart do two trainings drift by themselves?
+
+    With the default options about as far as torch.nn and fastrnn.nn do: below 1e-6 bits in the first 100 steps, up to
+    0.07 in 2000.
+    """
+    model = copy.deepcopy(side.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.nextafter(weight, torch.tensor(math.inf)))
+    return _side(f"{side.name}, one rounding away", model)
 
 
 def batches(ids: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
