@@ -297,9 +297,10 @@ def test_cells():
         ((x, (h, h.double())), DTypeError, "lstm_cell: c0 has dtype torch.float64, expected torch.float32"),
         (([0.0],), DTypeError, "lstm_cell: x is a list, expected a torch.Tensor"),
     ]:
-        with pytest.raises(kind) as caught:
-            cell(*args)
-        assert text in str(caught.value)
+        for mode in (torch.enable_grad(), torch.no_grad()):
+            with mode, pytest.raises(kind) as caught:
+                cell(*args)
+            assert text in str(caught.value)
     cell.weight_hh.data = torch.zeros(16, 3)
     with pytest.raises(ShapeError, match=r"lstm_cell: weight_hh has shape \(16, 3\), expected \(4\*H, H\) = \(16, 4\)"):
         cell(x)

@@ -118,6 +118,8 @@ def test_cells_match_torch(kind, bias):
     for x in (torch.randn(3, I), torch.randn(I)):
         with torch.no_grad():
             state = theirs(x)
+            assert_same(ours(x), state)
+            assert_same(ours(x, state), theirs(x, state))
         assert_same(ours(x), state)
         out, want = ours(x, state), theirs(x, state)
         assert_same(out, want)

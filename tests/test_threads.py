@@ -88,7 +88,8 @@ def test_more_threads_than_cores_finish(monkeypatch):
 
 
 INTERRUPTED = """
-import numpy as np, fastrnn.numpy, sys, time
+import numpy as np, fastrnn.numpy, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 rng = np.random.default_rng(0)
 module = fastrnn.numpy.GRU([rng.standard_normal((1536, 512)).astype("f"), rng.standard_normal((1536, 512)).astype("f")])
 x = rng.standard_normal((20000, 16, 512)).astype("f")

@@ -13,7 +13,6 @@ namespace fastrnn {
 namespace {
 // At 32 the float32 error of every cell is below torch's at H = 64; from K = 128 on, 64 suffices and costs less.
 inline int64_t block_k(int64_t K) { return K <= 64 ? 32 : 64; }
-constexpr int64_t kBlockRows = 64;  // the same for sums over the rows of a batch
 
 template <class T>
 struct TileShape {  // registers: MR*NV sums + NV weights + 1 broadcast
@@ -151,15 +150,15 @@ inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, co
   }
 }
 
-// Column vectors [v0, v1) of out [M, ld_out]; K is cut into blocks of kBlockRows rows.
+// Column vectors [v0, v1) of out [M, ld_out]; K is summed in blocks of `block` rows.
 template <class T>
-inline void matmul_outer(int64_t K, int64_t M, const T* const* a, const T* const* b, int64_t v0, int64_t v1, T* out,
+inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a, const T* const* b, int64_t v0, int64_t v1, T* out,
                          int64_t ld_out) {
   constexpr int W = Vec<T>::kWidth;
   for (int64_t v = v0; v < v1; v += kMaxTileVecs) {
     const int64_t nv = v1 - v < kMaxTileVecs ? v1 - v : kMaxTileVecs;
-    for (int64_t k0 = 0; k0 < K; k0 += kBlockRows) {
-      const int64_t kn = K - k0 < kBlockRows ? K - k0 : kBlockRows;
+    for (int64_t k0 = 0; k0 < K; k0 += block) {
+      const int64_t kn = K - k0 < block ? K - k0 : block;
       for_each_row_tile<TileShape<T>::max_rows(4)>(M, [&](int64_t m, int mr) {
         T* o = out + m * ld_out + v * W;
         if (nv == 4) return outer_tile_rows<T, 4>(mr, kn, a + k0, m, b + k0, v * W, o, ld_out);

@@ -113,8 +113,8 @@ class BackwardRun {
     wx_ = arena.take<T>(s_.I * G * Hp_);
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
-    bx_ = arena.take<T>(G * Hp_);
-    bh_ = arena.take<T>(G * Hp_);
+    bx_ = arena.take<double>(G * Hp_);
+    bh_ = arena.take<double>(G * Hp_);
   }
   void take_own(Arena& arena) {
     const bool by_rows = plan_.schedule == kBatchSplit;
@@ -179,7 +179,7 @@ class BackwardRun {
         for (int64_t t = rows_.length[i]; t < s_.T; ++t)
           fill_zero(p_.dx + t * p_.dx_stride_t + rows_.batch[i] * p_.dx_stride_b, s_.I);
     }
-    const auto clear = [&](T* data, int64_t n) {
+    const auto clear = [&](auto* data, int64_t n) {
       const Range own = share(n / 16, team_.rank, team_.size);
       fill_zero(data + own.begin * 16, own.size() * 16);
     };
@@ -349,8 +349,10 @@ class BackwardRun {
   void weight_gradients() {
     const RnnGrads<T>& g = p_.grads[d_];
     const int64_t all = G * Hp_ / W, early = S::gates(0) * Hp_ / W;
+    // Rows per inner sum: about the square root of their number keeps rounding error lowest.
+    const int64_t block = s_.T * s_.B > 4096 ? 128 : 64;
     const auto outer = [&](int64_t M, const T* const* a, const T* const* b, Range v, T* out, int64_t ld) {
-      matmul_outer<T>(n_, M, a, b, v.begin, v.end, out, ld);
+      matmul_outer<T>(n_, block, M, a, b, v.begin, v.end, out, ld);
     };
     if (g.w_ih) outer(s_.I, x_list_, dx_list_, own_vectors(0, all, false), wx_, G * Hp_);
     if (g.w_hh) {
@@ -362,16 +364,14 @@ class BackwardRun {
     if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, own, bx_);
     if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, own, bh_);
   }
-  void sum_rows(const T* const* rows, Range vectors, T* out) {
-    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-      V total(0);
-      for (int64_t k0 = 0; k0 < n_; k0 += 16) {  // short inner sums, as rounding error grows with their length
+  // Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
+  void sum_rows(const T* const* rows, Range vectors, double* out) {
+    for (int64_t v = vectors.begin; v < vectors.end; ++v)
+      for (int64_t k0 = 0; k0 < n_; k0 += 16) {
         V sum(0);
         for (int64_t k = k0; k < n_ && k < k0 + 16; ++k) sum = sum + V::load(rows[k] + v * W);
-        total = total + sum;
+        for (int lane = 0; lane < W; ++lane) out[v * W + lane] += double(sum.v[lane]);
       }
-      (V::load(out + v * W) + total).store(out + v * W);
-    }
   }
 
   // The next chunk (earlier in time) needs the gate gradients of this chunk's first step.
@@ -412,8 +412,11 @@ class BackwardRun {
       for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);
     if (team_.rank != 0) return;
     for (int gate = 0; gate < G; ++gate) {
-      if (g.b_ih) copy_or_zero(bx_ + gate * Hp_, s_.H, g.b_ih + gate * s_.H, s_.H);
-      if (g.b_hh) copy_or_zero((Cell::kSharedGateGrad ? bx_ : bh_) + gate * Hp_, s_.H, g.b_hh + gate * s_.H, s_.H);
+      const double* bh = Cell::kSharedGateGrad ? bx_ : bh_;
+      for (int64_t u = 0; u < s_.H; ++u) {
+        if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[gate * Hp_ + u]);
+        if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
+      }
     }
   }
   void store_transposed(const T* sums, int64_t in, T* out) {
@@ -444,7 +447,8 @@ class BackwardRun {
   const T** a_;
   T *dx_, *dr_, *boundary_, *dh_projected_;  // gate gradients of the chunk [steps][B][ld_]
   T *dh_, *dc_, *c0_, *zeros_;
-  T *wx_, *wh_, *wr_, *bx_, *bh_;            // sums of the weight gradients
+  T *wx_, *wh_, *wr_;                        // sums of the weight gradients
+  double *bx_, *bh_;
   const T **x_list_, **h_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;
   Range hidden_, output_;  // panels of the serial products

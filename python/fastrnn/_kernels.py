@@ -72,14 +72,21 @@ def prepare(
     directions: int,
     batch_first: bool,
     expected: tuple[int, int, int] | None,
+    one_step: bool = False,
 ) -> tuple | None:
     """Sizes and addresses for a kernel if every argument is plain, right and in place; else None, and the slow path
     explains or copies. One pass, because this is what a call on a small network costs.
+
+    one_step: x is [B, I] and the states are [B, *], as cell modules have them.
     """
     if type(x) is not Tensor and type(x) is not Parameter:
         return None
     try:
-        (n0, n1, I), (s0, s1, s2) = x.shape, x.stride()
+        if one_step:
+            (n1, I), (s1, s2) = x.shape, x.stride()
+            n0, s0 = 1, 0
+        else:
+            (n0, n1, I), (s0, s1, s2) = x.shape, x.stride()
         dtype = x.dtype
         item = 4 if dtype is torch.float32 else 8 if dtype is torch.float64 else 0
         if not x.is_cpu or not item or not n0 or not n1 or not I or (s2 != 1 and I != 1) or x.is_neg():
@@ -116,6 +123,7 @@ def prepare(
             low |= address
         states = []
         B = n0 if batch_first else n1
+        rows = (B,) if one_step else (directions, B)
         two_states = CELLS[cell][1] == 2
         if c0 is not None and not two_states:
             return None
@@ -124,7 +132,7 @@ def prepare(
                 states.append(0)
                 continue
             if (
-                s.shape != (directions, B, width)
+                s.shape != (*rows, width)
                 or s.dtype is not dtype
                 or not s.is_cpu
                 or not s.is_contiguous()
@@ -142,7 +150,7 @@ def prepare(
         return None
     if batch_first:
         n0, n1, s0, s1 = n1, n0, s1, s0
-    return item, n0, n1, I, H, P, x_address, s0, s1, five_per_direction(addresses, n), states, None
+    return item, n0, n1, I, H, P, x_address, s0, s1, five_per_direction(addresses, n), states, rows, None
 
 
 def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
@@ -189,8 +197,8 @@ def prepare_any(
     weights = [_dense(cell, name, w) for name, w in zip(names, weights)]
     states = [_dense(cell, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
     addresses = five_per_direction([w.data_ptr() for w in weights], n)
-    owners = (x, weights, states)
-    return x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)], owners
+    call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)]
+    return *call, (directions, B), (x, weights, states)  # the last keeps the memory
 
 
 def _where(cell: str, lengths: Tensor | None, reset_mask: Tensor | None, T: int, batch_first: bool):
@@ -234,16 +242,16 @@ def forward(
     `call` comes from prepare() or prepare_any(). whole_reserve zeroes what the kernel leaves unwritten, so that an
     operator's outputs are reproducible.
     """
-    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _owners = call
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, rows, _owners = call
     out = P or H
     width = directions * out
     if batch_first:
         y, y_t, y_b = x.new_empty(B, T, width), width, T * width
     else:
         y, y_t, y_b = x.new_empty(T, B, width), B * width, width
-    h = x.new_empty(directions, B, out)
+    h = x.new_empty(*rows, out)
     if len(states_in) == 2:
-        c = x.new_empty(directions, B, H)
+        c = x.new_empty(*rows, H)
         states_out = [h.data_ptr(), c.data_ptr()]
     else:
         c, states_out = None, [h.data_ptr()]
@@ -287,7 +295,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order."""
     call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
-    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _owners = call
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _rows_of_states, _owners = call
     y, y_t, y_b = _rows(cell, "y", y, batch_first)
     dh, dc = _dense(cell, "dh", dh), _dense(cell, "dc", dc)
     dy_t = dy_b = 0

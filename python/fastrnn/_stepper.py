@@ -13,7 +13,6 @@ import numpy as np
 
 from . import _core
 from ._checks import (
-    GATES,
     STATE_NAMES,
     DeviceError,
     DTypeError,
@@ -137,7 +136,7 @@ class Stepper:
                 raise dtype_error(
                     "stepper", f"{name}_l{k}", _dtype_name(w), f"{self._dtype} (the dtype of weight_ih_l0)"
                 )
-        gates = GATES[self._cell]
+        gates = _core.CELLS[self._cell]["gates"]
         H, P = w_ih.shape[0] // gates, 0 if w_hr is None else w_hr.shape[0]
         I = w_ih.shape[1] if not self._sizes else self._sizes[-1][2] or self._sizes[-1][1]
         given = [w.shape for w in layer if w is not None]

@@ -161,3 +161,21 @@ def rnn_layer(
 
 def _states_of(cell: str, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return y, (h, c) if CELLS[cell][1] == 2 else (h,)
+
+
+def try_step(
+    cell: str, x: Tensor, weights: Sequence[Tensor], states: Sequence[Tensor] | None, sizes: tuple[int, int, int]
+) -> tuple[Tensor, ...] | None:
+    """One step of x [B, I] from states [B, *] where nothing is differentiated and nothing needs a second look.
+
+    Returns:
+        The new states, or None where rnn_layer() has to be asked.
+    """
+    if _grad_enabled() or _watched() or _kernels.CHECK:
+        return None
+    h0, c0 = (None, None) if states is None else (*states, None)[:2]
+    call = prepare(cell, x, h0, c0, weights, 1, False, sizes, True)
+    if call is None:
+        return None
+    _, h, c, _ = _kernels.forward(call, cell, x, h0, c0, None, None, weights, 1, False, "", 0, False)
+    return (h,) if c is None else (h, c)

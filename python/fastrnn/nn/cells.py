@@ -10,6 +10,7 @@ from torch.nn import Module, Parameter
 
 from .. import _checks
 from ..functional import Stack, as_pair, as_single, run_batched
+from ..ops import try_step
 from ._options import check_nonlinearity, check_options, initialise
 
 
@@ -50,13 +51,28 @@ class _Cell(Module):
 
     def _step(self, x: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         """One step of [B, I] or [I] from states [B, H] or [H]."""
-        f = self._function
+        weights, sizes = self._weights(), (self.input_size, self.hidden_size, 0)
+        if not torch.is_autocast_enabled("cpu"):
+            last = try_step(self._cell(), x, weights, states, sizes)
+            if last is not None:
+                return last
+        batch = self._check_shapes(x, states)
+        if not batch:
+            x, states = x.unsqueeze(0), None if states is None else tuple(s.unsqueeze(0) for s in states)
+        if states is not None:
+            states = tuple(s.unsqueeze(0) for s in states)
+        stack = Stack(self._function, self._cell(), 1, 1, len(weights), sizes, False, 0.0, "")
+        _, last = run_batched(stack, x.unsqueeze(0), states, weights, False)
+        return tuple(s.squeeze(0) if batch else s.squeeze(0).squeeze(0) for s in last)
+
+    def _check_shapes(self, x: Tensor, states: tuple[Tensor, ...] | None) -> list[int]:
+        """Raises in terms of what the caller gave; returns [B], or [] if there is no batch."""
+        f, I, H = self._function, self.input_size, self.hidden_size
         if not isinstance(x, Tensor):
             raise _checks.type_error(f, "x", x, "a torch.Tensor")
         if x.ndim not in (1, 2):
             raise _checks.ShapeError(f"{f}: x has shape {tuple(x.shape)}, expected 2 sizes (B, I) or 1 size (I,)")
         *batch, width = x.shape
-        I, H = self.input_size, self.hidden_size
         if width != I:
             raise _checks.shape_error(f, "x", x.shape, "(B, I)" if batch else "(I,)", (*batch, I))
         for name, s in zip(_checks.STATE_NAMES, states or ()):
@@ -64,14 +80,7 @@ class _Cell(Module):
                 raise _checks.type_error(f, name, s, "a torch.Tensor")
             if s.shape != (*batch, H):
                 raise _checks.shape_error(f, name, s.shape, "(B, H)" if batch else "(H,)", (*batch, H))
-        if not batch:
-            x, states = x.unsqueeze(0), None if states is None else tuple(s.unsqueeze(0) for s in states)
-        if states is not None:
-            states = tuple(s.unsqueeze(0) for s in states)
-        weights = self._weights()
-        stack = Stack(f, self._cell(), 1, 1, len(weights), (I, H, 0), False, 0.0, "")
-        _, last = run_batched(stack, x.unsqueeze(0), states, weights, False)
-        return tuple(s.squeeze(0) if batch else s.squeeze(0).squeeze(0) for s in last)
+        return batch
 
     def stepper(self, batch_size: int = 1) -> Any:
         """A stepper with this cell's weights, copied now; see LSTM.stepper()."""
