@@ -148,9 +148,18 @@ def test_interrupt_keeps_what_both_have_done(data, monkeypatch, capsys):
 
     monkeypatch.setattr(training, "train_step", interrupted)
     options = argparse.Namespace(batch=2, seq=4, steps=100, seconds=60)
-    assert demo._train(options, data, contestants) == 8  # 16 in the first turns, then 5 of one side alone
+    done, others = demo._train(options, data, contestants)
+    assert others is None or 0 <= others <= 1
+    assert done == 8  # 16 in the first turns, then 5 of one side alone
     assert [len(side.step_s) for side in contestants] == [8, 8]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_disturbance_is_what_others_use(monkeypatch):
+    clocks = iter([(100.0, 1000.0), (150.0, 1100.0)])  # busy and all CPU seconds of the machine
+    monkeypatch.setattr(training, "_machine_cpu", lambda: next(clocks))
+    monkeypatch.setattr(training.time, "process_time", iter([1.0, 31.0]).__next__)
+    assert training.Disturbance().share() == pytest.approx(0.2)  # 50 busy, of them 30 our own, of 100
 
 
 def test_bits_per_character_of_a_guess(data):

@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace, corpus, data, threads: int) -> int:
         contestants = training.sides(libraries, cell, len(data.vocabulary), options.hidden, options.layers)
     if options.control:
         contestants.append(training.one_rounding_away(contestants[0]))
-    done = _train(options, data, contestants)
+    done, others = _train(options, data, contestants)
     if done == 0:
         return 130
     if done < options.steps:
@@ -114,6 +114,8 @@ def _run(options: argparse.Namespace, corpus, data, threads: int) -> int:
         for side, seconds in ((theirs, replay.seconds), (ours, sample.seconds))
     ]
     console.print(report.table(*results, cell))
+    if others is not None and others > 0.05:
+        console.print(f"Disturbed:   other processes took {others:.0%} of the CPU time during training.")
     _print_checks(console, report, sampling, contestants, sample, data)
     characters = "".join(data.vocabulary[i] for i in sample.ids)
     console.print(f"\n[bold]Sample[/] of fastrnn.nn after '{sampling.PROMPT}', written by module.stepper(1):\n")
@@ -130,11 +132,18 @@ def _run(options: argparse.Namespace, corpus, data, threads: int) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, data, contestants: list) -> int:
-    """Train with a progress bar; returns the steps done, fewer after Ctrl-C or when the time is up."""
+def _train(options: argparse.Namespace, data, contestants: list) -> tuple[int, float | None]:
+    """Train with a progress bar.
+
+    Returns:
+        The steps done, fewer than asked for after Ctrl-C or when the time is up; and the share of all CPU time that
+        other processes took, None where the system does not say.
+    """
     from tqdm import tqdm
 
     from . import training
+
+    disturbance = training.Disturbance()
 
     seldom = 0.1 if sys.stderr.isatty() else 10  # seconds: a log should not fill with bars
     with tqdm(total=options.steps, unit="step", desc="training", leave=False, mininterval=seldom) as bar:
@@ -150,7 +159,7 @@ def _train(options: argparse.Namespace, data, contestants: list) -> int:
     done = min(len(side.loss) for side in contestants)
     for side in contestants:
         side.keep(done)
-    return done
+    return done, disturbance.share()
 
 
 def _print_checks(console, report, sampling, contestants: list, sample, data) -> None:

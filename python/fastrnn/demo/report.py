@@ -130,8 +130,9 @@ def _loss_by_time(axis, torch_nn: Result, ours: Result) -> None:
         axis.plot(times, curve, color=colour, linewidth=1.6)
         axis.plot(times[-1], curve[-1], "o", color=colour, markersize=5)
         axis.vlines(times[-1], lowest - room, curve[-1], color=colour, linewidth=1, linestyle=":")
-        text = f"{name}: {times[-1]:.3g} s "
-        axis.text(times[-1], lowest - room * (1 - height), text, color=colour, ha="right", va="bottom", fontsize=9)
+        side = "right" if times[-1] > 0.4 * sum(torch_nn.side.step_s) else "left"  # where the label has room
+        where = (times[-1], lowest - room * (1 - height))
+        axis.text(*where, f" {name}: {times[-1]:.3g} s ", color=colour, ha=side, va="bottom", fontsize=9)
     axis.set_xlim(left=0)
     axis.set_title("Loss by time spent in training steps")
     axis.set_xlabel("seconds")
@@ -141,28 +142,30 @@ def _loss_by_time(axis, torch_nn: Result, ours: Result) -> None:
 def _step_bars(axis, torch_nn: Result, ours: Result, cell: str) -> None:
     """Stacked medians; the last part is what is left of the median step."""
     highest = 1e3 * max(statistics.median(result.side.step_s) for result in (torch_nn, ours))
-    flat = False
+    beside = False
     for x, result in enumerate((torch_nn, ours)):
         side, colour = result.side, _COLOURS[result.side.name]
         parts = [1e3 * statistics.median(values) for values in (side.forward_s, side.backward_s)]
         step = 1e3 * statistics.median(side.step_s)
         parts.append(max(0.0, step - sum(parts)))
-        labels = (f"{cell} forward", f"{cell} backward", "everything else")
-        bottom = 0.0
-        for part, label, shade in zip(parts, labels, (1.0, 0.7, 0.3)):
+        names = (f"{cell} forward", f"{cell} backward", "everything else")
+        bottom, free = 0.0, 0.0  # free: height above which no label stands beside the bar
+        for part, name, shade in zip(parts, names, (1.0, 0.7, 0.3)):
             axis.bar(x, part, 0.7, bottom=bottom, color=colour, alpha=shade, linewidth=0)
-            middle, text = bottom + part / 2, f"{part:.2g} ms"
+            middle, label = bottom + part / 2, f"{name}\n{part:.2g} ms"
             if part > 0.1 * highest:
                 ink = "white" if shade > 0.5 else "#333333"
-                axis.text(x, middle, f"{label}\n{text}", ha="center", va="center", fontsize=8, color=ink)
+                axis.text(x, middle, label, ha="center", va="center", fontsize=8, color=ink)
             else:  # too flat to write in
-                flat = True
-                axis.text(x + 0.37, middle, f"{label}\n{text}", ha="left", va="center", fontsize=8, color=colour)
+                free = max(middle, free)
+                axis.text(x + 0.37, free, label.replace("\n", ", "), va="center", fontsize=8, color=colour)
+                free += 0.05 * highest
+                beside = True
             bottom += part
         axis.text(x, bottom, f"{step:.3g} ms", ha="center", va="bottom", fontsize=10, color=colour)
     ratio = ratios(torch_nn, ours)
     axis.set_title(f"Time of a step: whole {ratio['step']:.2f}x, {cell} layers {ratio['recurrent']:.2f}x")
     axis.set_xticks((0, 1), (torch_nn.side.name, ours.side.name))
-    axis.set_xlim(-0.5, 1.5 + 0.45 * flat)
+    axis.set_xlim(-0.5, 1.5 + 0.8 * beside)
     axis.set_ylim(0, 1.1 * highest)
     axis.set_ylabel("milliseconds, median")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..bench.timing import settle
+from ..bench.timing import _machine_cpu, settle
 
 TURN = 8  # steps before the other side's turn: within a turn caches and thread pools are warm, as in real training
 PEAK_RATE = 4e-3
@@ -108,6 +108,20 @@ def one_rounding_away(side: Side) -> Side:
         for weight in model.parameters():
             weight.copy_(torch.nextafter(weight, torch.tensor(math.inf)))
     return _side(f"{side.name}, one rounding away", model)
+
+
+class Disturbance:
+    """How much of all CPU time other processes take, from here on."""
+
+    def __init__(self) -> None:
+        self._machine, self._own = _machine_cpu(), time.process_time()
+
+    def share(self) -> float | None:
+        """A number between 0 and 1, None where the system does not say."""
+        machine, own = _machine_cpu(), time.process_time() - self._own
+        if not self._machine or not machine or machine[1] <= self._machine[1]:
+            return None
+        return max(0.0, (machine[0] - self._machine[0] - own) / (machine[1] - self._machine[1]))
 
 
 def batches(ids: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
