@@ -12,12 +12,14 @@ from cases import CELLS, Case  # noqa: E402
 import fastrnn  # noqa: E402
 from fastrnn import nn, ops  # noqa: E402
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL = Case(4, 3, 5, 7, D=2, ragged=True, reset=0.3)
 PLAIN = Case(4, 3, 5, 16, P=3, bias=False, states=False, batch_first=True)
 # torch warns about its own internals while it compiles.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:At pre-dispatch tracing:UserWarning"),
 ]
 
 
@@ -34,6 +36,7 @@ def operator_args(i: cases.Inputs, training: bool):
     return (i.cell, i.x, h0, c0, i.lengths, i.reset_mask, i.weights, c.D, c.batch_first, "", 0, training)
 
 
+@pytest.mark.skipif(TORCH < (2, 7), reason="torch 2.4 itself crashes when it traces a second derivative")
 @pytest.mark.parametrize(
     ("cell", "case", "training"),
     [(cell, SMALL, True) for cell in CELLS] + [("lstm", PLAIN, True), ("lstm", PLAIN, False), ("gru", SMALL, False)],
@@ -156,14 +159,21 @@ def test_compiled_func_grad_is_right_or_raises():
 
     every = tuple(range(len(args)))
     compiled = torch.compile(torch.func.grad(loss, every), fullgraph=True, backend="aot_eager")
-    for a, b in zip(compiled(*args), torch.func.grad(loss, every)(*args)):
-        torch.testing.assert_close(a, b)
+    if TORCH >= (2, 13):
+        for a, b in zip(compiled(*args), torch.func.grad(loss, every)(*args)):
+            torch.testing.assert_close(a, b)
+    else:  # older compilers do not say how deep torch.func is
+        with pytest.raises(Exception, match="setup_context|unsupported|Unsupported"):
+            compiled(*args)
     twice = torch.func.grad(lambda *a: torch.func.grad(loss)(*a).square().sum())
-    with pytest.raises(Exception, match="Observed exception|at most one torch.func.grad"):
+    with pytest.raises(Exception, match="Observed exception|at most one torch.func.grad|setup_context|nsupported"):
         torch.compile(twice, fullgraph=True, backend="aot_eager")(*args)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "strict",
+    [False, pytest.param(True, marks=pytest.mark.skipif(TORCH < (2, 7), reason="no autograd.Function in its graphs"))],
+)
 def test_export_with_dynamic_sizes(strict):
     class Model(torch.nn.Module):
         def __init__(self):

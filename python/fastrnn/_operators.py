@@ -81,10 +81,14 @@ forward_op = torch.ops.fastrnn.rnn_forward.default
 backward_op = torch.ops.fastrnn.rnn_backward.default
 
 
+# Before 2.7 the compiler cannot be asked whether torch.func is active; there, a compiled torch.func.grad raises.
+_DYNAMO_ANSWERS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 7)
+
+
 def call(args: tuple, weights: list[Tensor], options: tuple) -> tuple[Tensor, Tensor, Tensor]:
     """The layer where something traces or transforms: the Function where a derivative may follow, else the operator."""
-    transforms = torch._C._are_functorch_transforms_active()
     compiling = torch.compiler.is_compiling()
+    transforms = (_DYNAMO_ANSWERS or not compiling) and torch._C._are_functorch_transforms_active()
     if transforms and compiling:
         # Dynamo does not see that an argument of torch.func.grad needs a gradient, only that a result computed from it
         # does; without these views the derivative would be lost in silence.
@@ -245,8 +249,8 @@ class Forward(torch.autograd.Function):
         if CELLS[cell][1] == 1:
             dc = None
         args = (cell, x, h0, c0, lengths, reset_mask)
-        twice = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        if twice and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
             found = Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:  # torch.compile does not trace second derivatives
             found = backward_op(*args, weights, *options, y, reserve, dy, dh, dc, list(wanted))
