@@ -1,4 +1,5 @@
-// fastrnn._core: the CPU kernels on raw addresses. Everything is checked in Python (fastrnn/_checks.py) before it gets here.
+// fastrnn._core: the CPU kernels on raw addresses. Everything is checked in Python (fastrnn/_checks.py) before it gets
+// here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -83,17 +84,17 @@ void run_interruptible(const Params& p, const std::string& schedule, int threads
   if (interrupt.stop) throw py::error_already_set();
 }
 
-void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                 Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights, const Addresses& states_in,
-                 Address lengths, Address reset_mask, int64_t reset_stride_t, int64_t reset_stride_b, Address y,
-                 int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out, Address reserve,
-                 const std::string& schedule, int threads) {
+void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
+                 int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
+                 const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
+                 int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out,
+                 Address reserve, const std::string& schedule, int threads) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnForward<E> p{};
-    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask, reset_stride_t,
-               reset_stride_b);
+    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
+               reset_stride_t, reset_stride_b);
     p.y = at<E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -104,19 +105,19 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
   itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
-void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                  Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights, const Addresses& states_in,
-                  Address lengths, Address reset_mask, int64_t reset_stride_t, int64_t reset_stride_b, Address y,
-                  int64_t y_stride_t, int64_t y_stride_b, Address reserve, Address dy, int64_t dy_stride_t,
-                  int64_t dy_stride_b, const Addresses& dstates_out, Address dx, int64_t dx_stride_t,
-                  int64_t dx_stride_b, const Addresses& dstates_in, const Addresses& dweights,
+void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
+                  int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
+                  const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
+                  int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, Address reserve,
+                  Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dx,
+                  int64_t dx_stride_t, int64_t dx_stride_b, const Addresses& dstates_in, const Addresses& dweights,
                   const std::string& schedule, int threads) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnBackward<E> p{};
-    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask, reset_stride_t,
-               reset_stride_b);
+    fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
+               reset_stride_t, reset_stride_b);
     p.y = at<const E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -141,7 +142,8 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
 
 py::dict plan(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
               bool training, int threads, const std::string& schedule) {
-  const Plan plan = make_plan({kCells[cell_id(cell)], itemsize, {T, B, I, H, P, D}, training, threads, schedule.c_str()});
+  const Plan plan =
+      make_plan({kCells[cell_id(cell)], itemsize, {T, B, I, H, P, D}, training, threads, schedule.c_str()});
   return py::dict(py::arg("schedule") = schedule_name(plan.schedule), py::arg("threads") = plan.threads,
                   py::arg("chunk_steps") = plan.chunk_steps);
 }
@@ -149,8 +151,8 @@ py::dict plan(const std::string& cell, int itemsize, int64_t T, int64_t B, int64
 // float32 or float64 stepper behind one Python type.
 class AnyStepper {
  public:
-  AnyStepper(const std::string& cell, int itemsize, int64_t B, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes,
-             const Addresses& weights) {
+  AnyStepper(const std::string& cell, int itemsize, int64_t B,
+             const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes, const Addresses& weights) {
     std::vector<LayerSize> layers;
     for (const auto& s : sizes) layers.push_back({std::get<0>(s), std::get<1>(s), std::get<2>(s)});
     const auto build = [&](auto zero) {
@@ -164,7 +166,9 @@ class AnyStepper {
     else
       f64_ = build(0.0);
   }
-  void step(Address x, Address y) { f32_ ? f32_->step(at<float>(x), at<float>(y)) : f64_->step(at<double>(x), at<double>(y)); }
+  void step(Address x, Address y) {
+    f32_ ? f32_->step(at<float>(x), at<float>(y)) : f64_->step(at<double>(x), at<double>(y));
+  }
   // False, and nothing done, unless x is a C-contiguous, aligned array of the stepper's own dtype; its shape is checked
   // in Python. Here, because NumPy needs 1.5 us to tell Python an address.
   bool step_array(const py::array& x, Address y) {
@@ -220,9 +224,11 @@ double measure_read(int64_t bytes, int threads) {
     std::memset(buffers.back().data(), 1, size_t(bytes));
   }
   const int64_t repeats = std::max<int64_t>(1, (int64_t(1) << 30) / bytes);
-  return best_rate(threads, double(bytes) * double(repeats), [&](int i) {
-    cpu_table().read_loop(reinterpret_cast<const float*>(buffers[i].data()), bytes / 4, repeats);
-  }) / 1e9;
+  return best_rate(threads, double(bytes) * double(repeats),
+                   [&](int i) {
+                     cpu_table().read_loop(reinterpret_cast<const float*>(buffers[i].data()), bytes / 4, repeats);
+                   }) /
+         1e9;
 }
 }  // namespace
 
@@ -246,12 +252,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("measure_fma", &measure_fma, py::arg("threads"), "Multiply-add rate of all threads together, GFLOP/s.");
   m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("threads"),
         "Sustained read rate of all threads together, each over its own buffer of `bytes`, GB/s.");
-  m.def("activation", [](const std::string& name, int64_t n, Address x, Address y) {
-    py::gil_scoped_release release;
-    cpu_table().activation(name.c_str(), n, at<const float>(x), at<float>(y));
-  }, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"), "exp, tanh or sigmoid of float32 as the kernels compute it.");
+  m.def(
+      "activation",
+      [](const std::string& name, int64_t n, Address x, Address y) {
+        py::gil_scoped_release release;
+        cpu_table().activation(name.c_str(), n, at<const float>(x), at<float>(y));
+      },
+      py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"),
+      "exp, tanh or sigmoid of float32 as the kernels compute it.");
   py::class_<AnyStepper>(m, "Stepper")
-      .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&, const Addresses&>())
+      .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&,
+                    const Addresses&>())
       .def("step", &AnyStepper::step)
       .def("step_array", &AnyStepper::step_array, py::arg("x").noconvert(), py::arg("y"))
       .def("get_states", &AnyStepper::get_states)

@@ -8,7 +8,7 @@ namespace fastrnn {
 // One layer. T steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions.
 struct RnnShape {
   int64_t T, B, I, H, P, D;
-  int64_t out() const { return P ? P : H; }             // width of h
+  int64_t out() const { return P ? P : H; }  // width of h
   int64_t hidden_padded() const { return (H + 15) / 16 * 16; }
 };
 
@@ -39,10 +39,10 @@ struct RnnInput {
   RnnShape shape;
   const T* x;  // [T, B, I], last dimension contiguous
   int64_t x_stride_t, x_stride_b;
-  RnnWeights<T> weights[2];            // per direction
-  const T* states_in[kMaxStates];      // h [D, B, out()], c [D, B, H], contiguous; null = zero
-  const int64_t* lengths;              // [B] in [0, T]; null = all T
-  const uint8_t* reset_mask;           // [T, B]; null = none
+  RnnWeights<T> weights[2];        // per direction
+  const T* states_in[kMaxStates];  // h [D, B, out()], c [D, B, H], contiguous; null = zero
+  const int64_t* lengths;          // [B] in [0, T]; null = all T
+  const uint8_t* reset_mask;       // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
 };
 

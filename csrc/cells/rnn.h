@@ -5,21 +5,33 @@
 namespace fastrnn {
 struct Tanh {
   template <class V>
-  FASTRNN_HD static V apply(V x) { return tanh(x); }
+  FASTRNN_HD static V apply(V x) {
+    return tanh(x);
+  }
   template <class V>
-  FASTRNN_HD static V derivative(V y) { return d_tanh(y); }
+  FASTRNN_HD static V derivative(V y) {
+    return d_tanh(y);
+  }
 };
 struct Relu {
   template <class V>
-  FASTRNN_HD static V apply(V x) { return max(x, V(0)); }
+  FASTRNN_HD static V apply(V x) {
+    return max(x, V(0));
+  }
   template <class V>
-  FASTRNN_HD static V derivative(V y) { return step(y); }
+  FASTRNN_HD static V derivative(V y) {
+    return step(y);
+  }
 };
 struct Sigmoid {
   template <class V>
-  FASTRNN_HD static V apply(V x) { return sigmoid(x); }
+  FASTRNN_HD static V apply(V x) {
+    return sigmoid(x);
+  }
   template <class V>
-  FASTRNN_HD static V derivative(V y) { return d_sigmoid(y); }
+  FASTRNN_HD static V derivative(V y) {
+    return d_sigmoid(y);
+  }
 };
 
 template <class Activation>

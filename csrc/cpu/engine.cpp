@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <sys/mman.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -8,7 +9,6 @@
 #include <mutex>
 #include <new>
 #include <type_traits>
-#include <sys/mman.h>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -141,10 +141,12 @@ void log_plan(const char* what, CellId cell, const RnnShape& s, const Plan& plan
     return env && std::strcmp(env, "1") == 0;
   }();
   if (!enabled) return;
-  std::fprintf(stderr, "fastrnn: %s_%s T=%lld B=%lld I=%lld H=%lld P=%lld D=%lld isa=%s -> %s, %d thread%s, %lld steps a chunk\n",
-               kCells[cell].name, what, (long long)s.T, (long long)s.B, (long long)s.I, (long long)s.H, (long long)s.P,
-               (long long)s.D, cpu_table().isa, schedule_name(plan.schedule), plan.threads, plan.threads == 1 ? "" : "s",
-               (long long)plan.chunk_steps);
+  std::fprintf(
+      stderr,
+      "fastrnn: %s_%s T=%lld B=%lld I=%lld H=%lld P=%lld D=%lld isa=%s -> %s, %d thread%s, %lld steps a chunk\n",
+      kCells[cell].name, what, (long long)s.T, (long long)s.B, (long long)s.I, (long long)s.H, (long long)s.P,
+      (long long)s.D, cpu_table().isa, schedule_name(plan.schedule), plan.threads, plan.threads == 1 ? "" : "s",
+      (long long)plan.chunk_steps);
 }
 
 // Plans and runs one job; on a busy pool it plans again for one thread. make(plan) yields the job and its kernel call.
@@ -190,19 +192,23 @@ void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options)
   run_planned({kCells[cell], int(sizeof(T)), s, false, 0}, cell, options, [&](const Plan& plan) {
     job.plan = plan;
     char* scratch = thread_scratch(s.D * pack_bytes + k.forward_scratch(p, plan));
-    for (int d = 0; d < s.D && p.reserve; ++d) job.packed[d] = k.pack_forward(s, p.weights[d], scratch + d * pack_bytes);
+    for (int d = 0; d < s.D && p.reserve; ++d)
+      job.packed[d] = k.pack_forward(s, p.weights[d], scratch + d * pack_bytes);
     job.scratch = scratch + s.D * pack_bytes;
     struct Context {
       const ForwardJob<T>& job;
       void (*forward)(const ForwardJob<T>&);
     } context{job, k.forward};
-    return run_team(plan.threads, [](void* c, const Team& team) {
-      const Context& context = *static_cast<Context*>(c);
-      FlushDenormals flush;
-      ForwardJob<T> mine = context.job;
-      mine.team = team;
-      context.forward(mine);
-    }, &context, prototype(options));
+    return run_team(
+        plan.threads,
+        [](void* c, const Team& team) {
+          const Context& context = *static_cast<Context*>(c);
+          FlushDenormals flush;
+          ForwardJob<T> mine = context.job;
+          mine.team = team;
+          context.forward(mine);
+        },
+        &context, prototype(options));
   });
 }
 
@@ -222,18 +228,22 @@ void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& option
       const BackwardJob<T>& job;
       void (*backward)(const BackwardJob<T>&);
     } context{job, k.backward};
-    return run_team(plan.threads, [](void* c, const Team& team) {
-      const Context& context = *static_cast<Context*>(c);
-      FlushDenormals flush;
-      BackwardJob<T> mine = context.job;
-      mine.team = team;
-      context.backward(mine);
-    }, &context, prototype(options));
+    return run_team(
+        plan.threads,
+        [](void* c, const Team& team) {
+          const Context& context = *static_cast<Context*>(c);
+          FlushDenormals flush;
+          BackwardJob<T> mine = context.job;
+          mine.team = team;
+          context.backward(mine);
+        },
+        &context, prototype(options));
   });
 }
 
 template <class T>
-Stepper<T>::Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights)
+Stepper<T>::Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes,
+                    const std::vector<RnnWeights<T>>& weights)
     : table_(&cpu_table()), cell_(cell), layers_(sizes.size()) {
   const CellKernels<T>& k = kernels<T>(*table_, cell);
   int64_t scratch = 0;
@@ -263,7 +273,8 @@ void Stepper<T>::step(const T* x, T* y) {
     p.x_stride_b = layer.shape.I;
     p.y = l + 1 == layers_.size() ? y : reinterpret_cast<T*>(layer.y.data());
     p.y_stride_b = layer.shape.out();
-    for (int state = 0; state < kCells[cell_].states; ++state) p.states_in[state] = p.states_out[state] = layer.state(state);
+    for (int state = 0; state < kCells[cell_].states; ++state)
+      p.states_in[state] = p.states_out[state] = layer.state(state);
     ForwardJob<T> job{&p, {layer.packed, {}}, {kBatchSplit, 1, 1}, scratch_.data(), Team()};
     kernels<T>(*table_, cell_).forward(job);
     x = p.y;
@@ -291,7 +302,8 @@ void Stepper<T>::reset(const uint8_t* mask) {
   for (Layer& layer : layers_)
     for (int state = 0; state < kCells[cell_].states; ++state)
       for (int64_t b = 0; b < layer.shape.B; ++b)
-        if (!mask || mask[b]) std::fill_n(layer.state(state) + b * layer.state_width(state), layer.state_width(state), T(0));
+        if (!mask || mask[b])
+          std::fill_n(layer.state(state) + b * layer.state_width(state), layer.state_width(state), T(0));
 }
 
 template void run_forward<float>(CellId, const RnnForward<float>&, const RunOptions&);

@@ -11,8 +11,8 @@
 namespace fastrnn {
 struct RunOptions {
   const char* schedule = "";
-  int threads = 0;                // 0 = num_threads()
-  int* stop = nullptr;            // see Team
+  int threads = 0;      // 0 = num_threads()
+  int* stop = nullptr;  // see Team
   void (*poll)(void*) = nullptr;
   void* poll_arg = nullptr;
 };
@@ -58,7 +58,7 @@ template <class T>
 class Stepper {
  public:
   Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights);
-  void step(const T* x, T* y);  // x [B, I], y [B, P or H]
+  void step(const T* x, T* y);                // x [B, I], y [B, P or H]
   void get_states(int state, T* into) const;  // [L, B, *]
   void set_states(int state, const T* from);
   void reset(const uint8_t* mask);  // [B], null = all rows

@@ -81,8 +81,8 @@ void activation(const char* name, int64_t n, const float* x, float* y) {
 #define FASTRNN_CAT(a, b) FASTRNN_CAT_(a, b)
 #define FASTRNN_STR_(a) #a
 #define FASTRNN_STR(a) FASTRNN_STR_(a)
-#define FASTRNN_ROW(Cell, T)                                                                                     \
-  {packed_forward_bytes<Cell, T>,  pack_forward<Cell, T>,  forward_scratch<Cell, T>,  rnn_forward<Cell, T>,      \
+#define FASTRNN_ROW(Cell, T)                                                                                \
+  {packed_forward_bytes<Cell, T>,  pack_forward<Cell, T>,  forward_scratch<Cell, T>,  rnn_forward<Cell, T>, \
    packed_backward_bytes<Cell, T>, pack_backward<Cell, T>, backward_scratch<Cell, T>, rnn_backward<Cell, T>},
 #define FASTRNN_ROW_F32(name, Cell) FASTRNN_ROW(Cell, float)
 #define FASTRNN_ROW_F64(name, Cell) FASTRNN_ROW(Cell, double)

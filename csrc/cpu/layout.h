@@ -1,5 +1,6 @@
 #pragma once
-// What forward and backward agree on: how a cell's gates fall into stages and panels, the order of the rows, and scratch.
+// What forward and backward agree on: how a cell's gates fall into stages and panels, the order of the rows, and
+// scratch.
 #include "matmul.h"
 #include "table.h"
 

@@ -4,9 +4,10 @@
 //   rows:   out[r, n] = bias[n] + sum_k a[r][k] w[k, n]     a given as row pointers, w packed     (Tile)
 //   outer:  out[m, n] += sum_k a[k][m] b[k][n]              rows of a and b given as pointers     (OuterTile)
 //
-// A panel holds NV vectors of output columns for every k, contiguous: [k][NV*W]. A tile keeps MR x NV sums in registers.
-// Every output is summed in the same order whatever the tile, so results do not depend on how rows are split: blocks
-// of block_k(K) products, each from zero, added in order, which keeps rounding error below that of one long chain.
+// A panel holds NV vectors of output columns for every k, contiguous: [k][NV*W]. A tile keeps MR x NV sums in
+// registers. Every output is summed in the same order whatever the tile, so results do not depend on how rows are
+// split: blocks of block_k(K) products, each from zero, added in order, which keeps rounding error below that of one
+// long chain.
 #include "vec.h"
 
 namespace fastrnn {
@@ -67,14 +68,27 @@ template <class T, int NV>
 inline void tile_rows(int mr, int64_t K, const T* const* a, const T* w, const T* bias, T* out) {
   constexpr int kMax = TileShape<T>::max_rows(NV);
   switch (mr) {
-    case 1: return tile<T, 1, NV>(K, a, w, bias, out);
-    case 2: return tile<T, 2, NV>(K, a, w, bias, out);
-    case 3: return tile<T, 3, NV>(K, a, w, bias, out);
-    case 4: if constexpr (kMax >= 4) return tile<T, 4, NV>(K, a, w, bias, out); break;
-    case 5: if constexpr (kMax >= 5) return tile<T, 5, NV>(K, a, w, bias, out); break;
-    case 6: if constexpr (kMax >= 6) return tile<T, 6, NV>(K, a, w, bias, out); break;
-    case 7: if constexpr (kMax >= 7) return tile<T, 7, NV>(K, a, w, bias, out); break;
-    case 8: if constexpr (kMax >= 8) return tile<T, 8, NV>(K, a, w, bias, out); break;
+    case 1:
+      return tile<T, 1, NV>(K, a, w, bias, out);
+    case 2:
+      return tile<T, 2, NV>(K, a, w, bias, out);
+    case 3:
+      return tile<T, 3, NV>(K, a, w, bias, out);
+    case 4:
+      if constexpr (kMax >= 4) return tile<T, 4, NV>(K, a, w, bias, out);
+      break;
+    case 5:
+      if constexpr (kMax >= 5) return tile<T, 5, NV>(K, a, w, bias, out);
+      break;
+    case 6:
+      if constexpr (kMax >= 6) return tile<T, 6, NV>(K, a, w, bias, out);
+      break;
+    case 7:
+      if constexpr (kMax >= 7) return tile<T, 7, NV>(K, a, w, bias, out);
+      break;
+    case 8:
+      if constexpr (kMax >= 8) return tile<T, 8, NV>(K, a, w, bias, out);
+      break;
   }
 }
 
@@ -141,19 +155,28 @@ inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, co
                             int64_t ld_out) {
   constexpr int kMax = TileShape<T>::max_rows(4);
   switch (mr) {
-    case 1: return outer_tile<T, 1, NV>(K, a, m0, b, n0, out, ld_out);
-    case 2: return outer_tile<T, 2, NV>(K, a, m0, b, n0, out, ld_out);
-    case 3: return outer_tile<T, 3, NV>(K, a, m0, b, n0, out, ld_out);
-    case 4: if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, n0, out, ld_out); break;
-    case 5: if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, n0, out, ld_out); break;
-    case 6: if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, n0, out, ld_out); break;
+    case 1:
+      return outer_tile<T, 1, NV>(K, a, m0, b, n0, out, ld_out);
+    case 2:
+      return outer_tile<T, 2, NV>(K, a, m0, b, n0, out, ld_out);
+    case 3:
+      return outer_tile<T, 3, NV>(K, a, m0, b, n0, out, ld_out);
+    case 4:
+      if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, n0, out, ld_out);
+      break;
+    case 5:
+      if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, n0, out, ld_out);
+      break;
+    case 6:
+      if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, n0, out, ld_out);
+      break;
   }
 }
 
 // Column vectors [v0, v1) of out [M, ld_out]; K is summed in blocks of `block` rows.
 template <class T>
-inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a, const T* const* b, int64_t v0, int64_t v1, T* out,
-                         int64_t ld_out) {
+inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a, const T* const* b, int64_t v0,
+                         int64_t v1, T* out, int64_t ld_out) {
   constexpr int W = Vec<T>::kWidth;
   for (int64_t v = v0; v < v1; v += kMaxTileVecs) {
     const int64_t nv = v1 - v < kMaxTileVecs ? v1 - v : kMaxTileVecs;
@@ -169,7 +192,8 @@ inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a,
   }
 }
 
-// Packs w [gates*H, K] (gates first_gate .. +gates) into panels of NB unit blocks: [panel][k][NB][gates][W], zero beyond H.
+// Packs w [gates*H, K] (gates first_gate .. +gates) into panels of NB unit blocks: [panel][k][NB][gates][W], zero
+// beyond H.
 template <class T>
 void pack_gates(const T* w, int64_t H, int64_t K, int first_gate, int gates, int nb, T* into) {
   constexpr int64_t W = Vec<T>::kWidth;

@@ -10,12 +10,12 @@ namespace fastrnn {
 namespace {
 // A rough model of one core, good enough to rank schedules: what matters is where two threads stop paying.
 // Measured with `python -m fastrnn bench --ceilings` on Zen 4 and Cascade Lake servers; both lie within 30 % of these.
-constexpr double kFlopsPerUs = 100e3;       // float32 multiply-adds, counted as two
+constexpr double kFlopsPerUs = 100e3;  // float32 multiply-adds, counted as two
 constexpr double kL1Bytes = 32e3, kL2Bytes = 0.9e6;
 constexpr double kL1BytesPerUs = 200e3, kL2BytesPerUs = 100e3, kL3BytesPerUs = 50e3;
 constexpr double kBarrierUs = 0.15;
-constexpr double kWakeUs = 3.0;             // handing a job to the pool and back
-constexpr double kGateUs = 0.3e-3;          // one gate of one unit, activation included
+constexpr double kWakeUs = 3.0;     // handing a job to the pool and back
+constexpr double kGateUs = 0.3e-3;  // one gate of one unit, activation included
 
 double stream_us(double bytes) {
   return bytes / (bytes <= kL1Bytes ? kL1BytesPerUs : bytes <= kL2Bytes ? kL2BytesPerUs : kL3BytesPerUs);
@@ -38,8 +38,10 @@ double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
   const double part = schedule == kBatchSplit ? 1.0 : std::ceil(panels / team) / panels;
   const double gates = q.cell.gates, scale = q.itemsize / 4.0;
   const double weights = gates * s.H * s.out() + double(s.P) * s.H;
-  const double serial = std::max(2 * weights * rows * part * scale / kFlopsPerUs, stream_us(weights * part * q.itemsize));
-  const double step = serial + rows * part * gates * s.H * kGateUs * scale + (schedule == kHiddenSplit && team > 1 ? kBarrierUs : 0);
+  const double serial =
+      std::max(2 * weights * rows * part * scale / kFlopsPerUs, stream_us(weights * part * q.itemsize));
+  const double step =
+      serial + rows * part * gates * s.H * kGateUs * scale + (schedule == kHiddenSplit && team > 1 ? kBarrierUs : 0);
   // Long products: forward's input projection follows the schedule; backward's are shared by all threads.
   const double columns = gates * s.H * s.I, shared_rows = s.B / team;
   const double long_products = q.backward ? (4 * columns + 2 * weights) * shared_rows : 2 * columns * rows * part;
@@ -49,7 +51,8 @@ double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
 int64_t chunk_steps(const PlanQuery& q, Schedule schedule, int threads) {
   const RnnShape& s = q.shape;
   const int64_t B = std::max<int64_t>(s.B, 1);
-  if (q.backward) return std::clamp<int64_t>((512 + B - 1) / B, 1, s.T);  // not of `threads`: sums must not depend on it
+  if (q.backward)
+    return std::clamp<int64_t>((512 + B - 1) / B, 1, s.T);  // not of `threads`: sums must not depend on it
   const int64_t rows = schedule == kBatchSplit ? (B + threads - 1) / threads : B;
   const int64_t row_bytes = q.cell.gates * s.H * q.itemsize / (schedule == kHiddenSplit ? threads : 1) + 1;
   // Projected input that stays in L2, but at least enough rows to reuse each weight panel.
@@ -64,7 +67,8 @@ Plan make_plan(const PlanQuery& q) {
   const int most = std::clamp<int>(q.threads, 1, kMaxThreads);
   const bool forced = q.schedule && *q.schedule;
   if (forced && std::strcmp(q.schedule, "batch_split") && std::strcmp(q.schedule, "hidden_split"))
-    throw std::invalid_argument(std::string("plan: schedule is '") + q.schedule + "', expected batch_split or hidden_split");
+    throw std::invalid_argument(std::string("plan: schedule is '") + q.schedule +
+                                "', expected batch_split or hidden_split");
   Candidate best{kBatchSplit, 1, 0};
   bool any = false;
   const auto consider = [&](Schedule schedule, int threads) {

@@ -8,8 +8,8 @@ struct PlanQuery {
   int itemsize;
   RnnShape shape;
   bool backward;
-  int threads;                    // at most so many
-  const char* schedule = nullptr; // force "batch_split" or "hidden_split"; null or "" = choose
+  int threads;                     // at most so many
+  const char* schedule = nullptr;  // force "batch_split" or "hidden_split"; null or "" = choose
 };
 Plan make_plan(const PlanQuery& query);  // throws std::invalid_argument for an unknown schedule
 const char* schedule_name(Schedule schedule);

@@ -40,9 +40,10 @@ struct Job {
   int size;
 };
 
-// The OpenMP runtime that torch has loaded, if any (GCC's interface). Its workers keep spinning for milliseconds after a
-// region of torch's, on the very cores that threads of our own would need; borrowed, they start at once instead. Nothing
-// is linked. A forked child must not use it (its threads are gone, and it would wait for them): `usable` says so.
+// The OpenMP runtime that torch has loaded, if any (GCC's interface). Its workers keep spinning for milliseconds after
+// a region of torch's, on the very cores that threads of our own would need; borrowed, they start at once instead.
+// Nothing is linked. A forked child must not use it (its threads are gone, and it would wait for them): `usable` says
+// so.
 struct OpenMp {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
   int (*thread_num)();
@@ -57,7 +58,8 @@ struct OpenMp {
     thread_num = reinterpret_cast<int (*)()>(symbol("omp_get_thread_num"));
     num_threads = reinterpret_cast<int (*)()>(symbol("omp_get_num_threads"));
     in_parallel = reinterpret_cast<int (*)()>(symbol("omp_in_parallel"));
-    if (thread_num && num_threads && in_parallel) parallel = reinterpret_cast<decltype(parallel)>(symbol("GOMP_parallel"));
+    if (thread_num && num_threads && in_parallel)
+      parallel = reinterpret_cast<decltype(parallel)>(symbol("GOMP_parallel"));
     return parallel && !in_parallel();
   }
 };
@@ -89,13 +91,15 @@ class Pool {
   // False, and nothing ran, if the runtime grants fewer threads than the job has members.
   bool run_borrowed() {
     granted_ = true;
-    open_mp.parallel([](void* self) {
-      Pool& pool = *static_cast<Pool*>(self);
-      if (open_mp.num_threads() == pool.job_.size)
-        pool.work(open_mp.thread_num());
-      else
-        pool.granted_ = false;
-    }, this, unsigned(job_.size), 0);
+    open_mp.parallel(
+        [](void* self) {
+          Pool& pool = *static_cast<Pool*>(self);
+          if (open_mp.num_threads() == pool.job_.size)
+            pool.work(open_mp.thread_num());
+          else
+            pool.granted_ = false;
+        },
+        this, unsigned(job_.size), 0);
     return granted_;
   }
 
@@ -212,7 +216,8 @@ int default_num_threads() {
     char* end;
     const long n = std::strtol(env, &end, 10);
     if (*end || n < 1)
-      throw std::invalid_argument("fastrnn: FASTRNN_NUM_THREADS is '" + std::string(env) + "', expected an integer >= 1");
+      throw std::invalid_argument("fastrnn: FASTRNN_NUM_THREADS is '" + std::string(env) +
+                                  "', expected an integer >= 1");
     return int(std::min<long>(n, kMaxThreads));
   }
   return std::max(1, std::min(std::min(affinity_count(), cgroup_quota()), kMaxThreads));

@@ -1,6 +1,6 @@
 #pragma once
-// A small pool of std::thread that runs one team at a time. Workers spin briefly after a job, then sleep; after a fork the
-// child builds its own. No OpenMP: a second OpenMP runtime costs milliseconds per region, and hangs after fork.
+// A small pool of std::thread that runs one team at a time. Workers spin briefly after a job, then sleep; after a fork
+// the child builds its own. No OpenMP: a second OpenMP runtime costs milliseconds per region, and hangs after fork.
 #include "team.h"
 
 namespace fastrnn {

@@ -1,9 +1,9 @@
 #pragma once
-// The backward time loop, for any cell. Only the recurrent product dr[k+1] R is serial. Per chunk of steps, walked from the
-// last to the first: step by step the product of the previous gate gradients, whose sums meet dy and the carried state
-// gradient in registers and go through the cell; then, for the whole chunk at once, dx = dX W and the weight gradients
-// as long products over its rows. Sums over time are two-level (within a chunk, then over chunks), and each element is
-// summed by one thread, so results do not depend on the number of threads.
+// The backward time loop, for any cell. Only the recurrent product dr[k+1] R is serial. Per chunk of steps, walked from
+// the last to the first: step by step the product of the previous gate gradients, whose sums meet dy and the carried
+// state gradient in registers and go through the cell; then, for the whole chunk at once, dx = dX W and the weight
+// gradients as long products over its rows. Sums over time are two-level (within a chunk, then over chunks), and each
+// element is summed by one thread, so results do not depend on the number of threads.
 #include "layout.h"
 
 namespace fastrnn {
@@ -38,7 +38,9 @@ PackedBackward<T> pack_backward(const RnnShape& s, const RnnWeights<T>& w, char*
       return u < s.H ? weight + (g * s.H + u) * width : nullptr;
     };
   };
-  const auto put = [](int64_t K, int64_t N, auto rows, const T* dst) { pack_columns<T>(K, N, rows, const_cast<T*>(dst)); };
+  const auto put = [](int64_t K, int64_t N, auto rows, const T* dst) {
+    pack_columns<T>(K, N, rows, const_cast<T*>(dst));
+  };
   put(Cell::kGates * Hp, s.I, row(w.w_ih, 0, s.I), packed.wx_t);
   put(Stages<Cell>::gates(0) * Hp, s.out(), row(w.w_hh, 0, s.out()), packed.wh_t[0]);
   if (Cell::kLateGates) put(Cell::kLateGates * Hp, s.H, row(w.w_hh, Stages<Cell>::gates(0), s.H), packed.wh_t[1]);
@@ -53,7 +55,7 @@ class BackwardRun {
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
   static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
 
-  struct Row {               // pointers of one row at the current step
+  struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
     const T *dh_in, *dc_in;  // carried state gradient entering from step k+1; zeros where a segment ends
     T *dh_out, *dc_out;      // carried on to step k-1
@@ -64,7 +66,13 @@ class BackwardRun {
  public:
   BackwardRun(const RnnBackward<T>& p, const PackedBackward<T>& packed, int direction, const Plan& plan,
               const Team& team, char* scratch)
-      : p_(p), s_(p.shape), w_(packed), d_(direction), plan_(plan), team_(team), Hp_(p.shape.hidden_padded()),
+      : p_(p),
+        s_(p.shape),
+        w_(packed),
+        d_(direction),
+        plan_(plan),
+        team_(team),
+        Hp_(p.shape.hidden_padded()),
         ld_(G * p.shape.hidden_padded() + 16) {
     Arena shared{scratch};
     take_shared(shared);
@@ -259,13 +267,13 @@ class BackwardRun {
   void product(int64_t depth, int64_t running, const T* w, Range panels, int64_t k, int64_t N, Visit visit) {
     matmul_rows<T, kMaxTileVecs>(depth, running, a_, w, nullptr, panels.begin, panels.end, k & 1,
                                  [&](int64_t panel, int64_t r0, int mr, const T* sums) {
-      for (int r = 0; r < mr; ++r)
-        for (int j = 0; j < kMaxTileVecs; ++j) {
-          const int64_t c = panel * kPanel + j * W;
-          if (c >= N) break;
-          visit(row_[r0 + r], c, N - c, V::load(sums + (r * kMaxTileVecs + j) * W));
-        }
-    });
+                                   for (int r = 0; r < mr; ++r)
+                                     for (int j = 0; j < kMaxTileVecs; ++j) {
+                                       const int64_t c = panel * kPanel + j * W;
+                                       if (c >= N) break;
+                                       visit(row_[r0 + r], c, N - c, V::load(sums + (r * kMaxTileVecs + j) * W));
+                                     }
+                                 });
   }
 
   void units(const Row& row, int64_t u, int64_t lanes, V dh) {
@@ -326,19 +334,21 @@ class BackwardRun {
     const Range own = share(n_, team_.rank, team_.size);
     matmul_rows<T, kMaxTileVecs>(G * Hp_, own.size(), dx_list_ + own.begin, w_.wx_t, nullptr, 0, ceil_div(s_.I, kPanel),
                                  false, [&](int64_t panel, int64_t r0, int mr, const T* sums) {
-      for (int r = 0; r < mr; ++r)
-        for (int j = 0; j < kMaxTileVecs; ++j) {
-          const int64_t c = panel * kPanel + j * W;
-          if (c >= s_.I) break;
-          T* out = dx_out_[own.begin + r0 + r] + c;
-          V v = V::load(sums + (r * kMaxTileVecs + j) * W);
-          if (d_ == 1) v = v + load_lanes(out, s_.I - c);  // the forward direction wrote first
-          store_lanes(v, out, s_.I - c);
-        }
-    });
+                                   for (int r = 0; r < mr; ++r)
+                                     for (int j = 0; j < kMaxTileVecs; ++j) {
+                                       const int64_t c = panel * kPanel + j * W;
+                                       if (c >= s_.I) break;
+                                       T* out = dx_out_[own.begin + r0 + r] + c;
+                                       V v = V::load(sums + (r * kMaxTileVecs + j) * W);
+                                       if (d_ == 1)
+                                         v = v + load_lanes(out, s_.I - c);  // the forward direction wrote first
+                                       store_lanes(v, out, s_.I - c);
+                                     }
+                                 });
   }
 
-  // Vectors [first, last) of G*Hp columns, shared by whole panels; odd products share in the opposite order for balance.
+  // Vectors [first, last) of G*Hp columns, shared by whole panels; odd products share in the opposite order for
+  // balance.
   Range own_vectors(int64_t first, int64_t last, bool mirrored) const {
     const int64_t panels = ceil_div(last - first, kMaxTileVecs);
     const Range own = share(panels, mirrored ? team_.size - 1 - team_.rank : team_.rank, team_.size);
@@ -398,8 +408,8 @@ class BackwardRun {
     if (!p_.dstates_in[0]) return;
     product(S::gates(0) * Hp_, rows_.count, w_.wh_t[0], output_, 0, s_.out(),
             [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-      store_lanes(sum + load_lanes(row.dh_in + c, lanes), row.dh_out + c, lanes);
-    });
+              store_lanes(sum + load_lanes(row.dh_in + c, lanes), row.dh_out + c, lanes);
+            });
   }
 
   // Sums are kept transposed and padded, [in][G*Hp]; the caller's layout is [G*H][in].
@@ -427,9 +437,11 @@ class BackwardRun {
       for (int64_t i = 0; i < in; i += W) {
         V row[W];
 #pragma GCC unroll 16
-        for (int64_t l = 0; l < W; ++l) row[l] = i + l < in ? V::load(sums + (i + l) * G * Hp_ + gate * Hp_ + u0) : V(0);
+        for (int64_t l = 0; l < W; ++l)
+          row[l] = i + l < in ? V::load(sums + (i + l) * G * Hp_ + gate * Hp_ + u0) : V(0);
         transpose(row);
-        for (int64_t l = 0; l < W && u0 + l < s_.H; ++l) store_lanes(row[l], out + (gate * s_.H + u0 + l) * in + i, in - i);
+        for (int64_t l = 0; l < W && u0 + l < s_.H; ++l)
+          store_lanes(row[l], out + (gate * s_.H + u0 + l) * in + i, in - i);
       }
     }
   }
@@ -447,7 +459,7 @@ class BackwardRun {
   const T** a_;
   T *dx_, *dr_, *boundary_, *dh_projected_;  // gate gradients of the chunk [steps][B][ld_]
   T *dh_, *dc_, *c0_, *zeros_;
-  T *wx_, *wh_, *wr_;                        // sums of the weight gradients
+  T *wx_, *wh_, *wr_;  // sums of the weight gradients
   double *bx_, *bh_;
   const T **x_list_, **h_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;

@@ -64,13 +64,13 @@ class ForwardRun {
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
 
-  struct Row {         // pointers of one row at the current step
-    const T* h_prev;   // [out()]
-    const T* c_prev;   // [kExtra * Hp]
-    T* c_new;          // [kExtra * Hp]
-    T* saved;          // [kSaved * Hp], null when nobody needs the gates
-    T* h_full;         // [Hp] h before projection, null without
-    T* y;              // [out()]
+  struct Row {        // pointers of one row at the current step
+    const T* h_prev;  // [out()]
+    const T* c_prev;  // [kExtra * Hp]
+    T* c_new;         // [kExtra * Hp]
+    T* saved;         // [kSaved * Hp], null when nobody needs the gates
+    T* h_full;        // [Hp] h before projection, null without
+    T* y;             // [out()]
   };
 
  public:
@@ -144,7 +144,8 @@ class ForwardRun {
     return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + rows_.batch[i]) * s_.out() : zeros_;
   }
   T* reserve_at(int64_t i, int64_t k) const {
-    return p_.reserve + ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * reserve_slots(K, Cell::kStates, s_.P) * Hp_;
+    return p_.reserve +
+           ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * reserve_slots(K, Cell::kStates, s_.P) * Hp_;
   }
   // This thread's part of per-row chores: its own rows, or every size-th row when the team shares them all.
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
@@ -200,7 +201,8 @@ class ForwardRun {
     for (int64_t p = panels_[stage].begin; p < panels_[stage].end; ++p) {
       T* out = gx_[stage] + (p - panels_[stage].begin) * n * NV * W;
       for_each_row_tile<TileShape<T>::max_rows(NV)>(n, [&](int64_t r, int mr) {
-        tile_rows<T, NV>(mr, s_.I, a_ + r, w_.wx[stage] + p * s_.I * NV * W, w_.bx[stage] + p * NV * W, out + r * NV * W);
+        tile_rows<T, NV>(mr, s_.I, a_ + r, w_.wx[stage] + p * s_.I * NV * W, w_.bx[stage] + p * NV * W,
+                         out + r * NV * W);
       });
     }
   }
@@ -238,12 +240,14 @@ class ForwardRun {
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].h_full;
       matmul_rows<T, kMaxTileVecs>(s_.H, running, a_, w_.wr, nullptr, projected_.begin, projected_.end, k & 1,
                                    [&](int64_t panel, int64_t r0, int mr, const T* sums) {
-        for (int r = 0; r < mr; ++r)
-          for (int j = 0; j < kMaxTileVecs; ++j) {
-            const int64_t c = (panel * kMaxTileVecs + j) * W;
-            if (c < s_.P) store_lanes(V::load(sums + (r * kMaxTileVecs + j) * W), row_[r0 + r].y + c, s_.P - c);
-          }
-      });
+                                     for (int r = 0; r < mr; ++r)
+                                       for (int j = 0; j < kMaxTileVecs; ++j) {
+                                         const int64_t c = (panel * kMaxTileVecs + j) * W;
+                                         if (c < s_.P)
+                                           store_lanes(V::load(sums + (r * kMaxTileVecs + j) * W), row_[r0 + r].y + c,
+                                                       s_.P - c);
+                                       }
+                                   });
     }
     step_barrier();
   }
@@ -309,10 +313,10 @@ class ForwardRun {
   int64_t bytes_;
   Rows rows_;
   Row* row_;
-  const T** a_;     // row pointers of the current product
+  const T** a_;  // row pointers of the current product
   int64_t* base_;
   T *state_, *u_, *saved_, *h_full_, *zeros_;
-  T* gx_[2];        // projected input of the chunk: [own panels][rows of the chunk][NV*W]
+  T* gx_[2];  // projected input of the chunk: [own panels][rows of the chunk][NV*W]
   Range panels_[2], projected_;
 };
 

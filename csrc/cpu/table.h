@@ -9,7 +9,7 @@ enum CellId {
 #define FASTRNN_ID(name, Cell) k_##name,
   FASTRNN_FOR_EACH_CELL(FASTRNN_ID)
 #undef FASTRNN_ID
-  kNumCells
+      kNumCells
 };
 
 // How the team divides the recurrence: by rows of the batch (no barrier), or by hidden units (a barrier per step).
@@ -65,10 +65,11 @@ struct CpuTable {
   int vec_bytes;
   CellKernels<float> f32[kNumCells];
   CellKernels<double> f64[kNumCells];
-  uint64_t (*hash)(const void* data, int64_t bytes);             // of the content, for the pack cache
-  double (*fma_loop)(int64_t iterations);                        // returns FLOPs done
+  uint64_t (*hash)(const void* data, int64_t bytes);  // of the content, for the pack cache
+  double (*fma_loop)(int64_t iterations);             // returns FLOPs done
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);
-  void (*activation)(const char* name, int64_t n, const float* x, float* y);  // exp | tanh | sigmoid, for the accuracy tests
+  void (*activation)(const char* name, int64_t n, const float* x,
+                     float* y);  // exp | tanh | sigmoid, for the accuracy tests
 };
 
 struct CellInfo {

@@ -1,7 +1,7 @@
 #pragma once
-// Team: the threads that run one job together, and the barrier between their steps. Plain data and compiler builtins only,
-// because per-ISA files include it. Waits spin briefly, then yield, so that more threads than cores still make progress;
-// a failed or interrupted member sets `stop`, which releases everybody at the next chunk of time steps.
+// Team: the threads that run one job together, and the barrier between their steps. Plain data and compiler builtins
+// only, because per-ISA files include it. Waits spin briefly, then yield, so that more threads than cores still make
+// progress; a failed or interrupted member sets `stop`, which releases everybody at the next chunk of time steps.
 #include <stdint.h>
 
 namespace fastrnn {
@@ -14,10 +14,10 @@ struct alignas(64) TeamFlag {
 struct Team {
   int rank = 0;
   int size = 1;
-  TeamFlag* flags = nullptr;     // shared; member k owns flags[k * flag_stride]
+  TeamFlag* flags = nullptr;  // shared; member k owns flags[k * flag_stride]
   int flag_stride = 1;
-  const int* stop = nullptr;     // shared; set between chunks only
-  void (*poll)(void*) = nullptr; // rank 0 calls it between chunks: may set stop
+  const int* stop = nullptr;      // shared; set between chunks only
+  void (*poll)(void*) = nullptr;  // rank 0 calls it between chunks: may set stop
   void* poll_arg = nullptr;
 
   // All members reach the call before any leaves it; writes before it are visible after it.

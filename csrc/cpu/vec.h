@@ -63,33 +63,57 @@ struct Vec {
   }
 };
 template <class T>
-FASTRNN_HD Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }
+FASTRNN_HD Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return a.v + b.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }
+FASTRNN_HD Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return a.v - b.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }
+FASTRNN_HD Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return a.v * b.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }
+FASTRNN_HD Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return a.v / b.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> operator-(Vec<T> a) { return -a.v; }
+FASTRNN_HD Vec<T> operator-(Vec<T> a) {
+  return -a.v;
+}
 // NaN in the first argument survives all three.
 template <class T>
-FASTRNN_HD Vec<T> max(Vec<T> a, Vec<T> b) { return a.v < b.v ? b.v : a.v; }
+FASTRNN_HD Vec<T> max(Vec<T> a, Vec<T> b) {
+  return a.v < b.v ? b.v : a.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> min(Vec<T> a, Vec<T> b) { return a.v > b.v ? b.v : a.v; }
+FASTRNN_HD Vec<T> min(Vec<T> a, Vec<T> b) {
+  return a.v > b.v ? b.v : a.v;
+}
 template <class T>
-FASTRNN_HD Vec<T> step(Vec<T> a) { return a.v > 0 ? Vec<T>(1).v : Vec<T>(0).v; }
+FASTRNN_HD Vec<T> step(Vec<T> a) {
+  return a.v > 0 ? Vec<T>(1).v : Vec<T>(0).v;
+}
 
 #if defined(__AVX512F__)
 template <>
-FASTRNN_HD Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(b.v, a.v); }
+FASTRNN_HD Vec<float> max(Vec<float> a, Vec<float> b) {
+  return _mm512_max_ps(b.v, a.v);
+}
 template <>
-FASTRNN_HD Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(b.v, a.v); }
+FASTRNN_HD Vec<float> min(Vec<float> a, Vec<float> b) {
+  return _mm512_min_ps(b.v, a.v);
+}
 #elif defined(__AVX2__)
 template <>
-FASTRNN_HD Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(b.v, a.v); }
+FASTRNN_HD Vec<float> max(Vec<float> a, Vec<float> b) {
+  return _mm256_max_ps(b.v, a.v);
+}
 template <>
-FASTRNN_HD Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(b.v, a.v); }
+FASTRNN_HD Vec<float> min(Vec<float> a, Vec<float> b) {
+  return _mm256_min_ps(b.v, a.v);
+}
 #endif
 
 // expm1 split as e^x = 2^n (1 + q): n = round(x / ln 2), q = e^r - 1 with |r| <= ln(2)/2 (1 + 2^-11).
@@ -117,7 +141,8 @@ FASTRNN_HD ExpParts exp_parts(Vec<float> x) {
   const V::Mask bits = (V::Mask(t.v) + (127 - 0x4B400000)) << 23;
   return {V(V::Native(bits)), r * r * p + r};
 }
-// exp and sigmoid: below 6 ulp (3 where the result is above 2^-24); exp saturates at 1.2e-38 and 2.2e38, so that 1/(1 + exp(-x)) is 0 or 1 once flushed.
+// exp and sigmoid: below 6 ulp (3 where the result is above 2^-24); exp saturates at 1.2e-38 and 2.2e38, so that 1/(1 +
+// exp(-x)) is 0 or 1 once flushed.
 FASTRNN_HD Vec<float> exp(Vec<float> x) {
   const ExpParts e = exp_parts(max(min(x, Vec<float>(88.3f)), Vec<float>(-87.3f)));
   return e.scale * e.q + e.scale;
@@ -158,7 +183,9 @@ FASTRNN_HD void transpose_rounds(Vec<T>* row) {
   if constexpr (D > 1) transpose_rounds<D / 2>(row);
 }
 template <class T>
-FASTRNN_HD void transpose(Vec<T>* row) { transpose_rounds<Vec<T>::kWidth / 2>(row); }
+FASTRNN_HD void transpose(Vec<T>* row) {
+  transpose_rounds<Vec<T>::kWidth / 2>(row);
+}
 #else
 template <class T>
 FASTRNN_HD void transpose(Vec<T>* row) {
