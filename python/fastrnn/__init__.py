@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._checks import DeviceError, DTypeError, ShapeError
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from . import bench, functional, nn, numpy, ops, reference
     from ._convert import convert, to_torch
@@ -71,10 +73,6 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module(f"fastrnn.{name}")
     elif name in _FROM:
         value = getattr(importlib.import_module(f"fastrnn.{_FROM[name]}"), name)
-    elif name == "__version__":
-        from importlib.metadata import version
-
-        value = version("fastrnn")
     else:
         raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
     globals()[name] = value
@@ -82,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__})

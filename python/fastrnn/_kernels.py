@@ -201,6 +201,17 @@ def prepare_any(
     return *call, (directions, B), (x, weights, states)  # the last keeps the memory
 
 
+def is_plain_mask(reset_mask: object, n0: int, n1: int) -> bool:
+    """Whether this is right as it is, so that no check need explain it: a mask must cost next to nothing."""
+    return (
+        type(reset_mask) is Tensor
+        and reset_mask.dtype is torch.bool
+        and reset_mask.layout is torch.strided
+        and reset_mask.is_cpu
+        and reset_mask.shape == (n0, n1)
+    )
+
+
 def _where(cell: str, lengths: Tensor | None, reset_mask: Tensor | None, T: int, batch_first: bool):
     """lengths as int64 and the mask's strides; the values are read here because no earlier layer may."""
     if lengths is not None:
@@ -294,14 +305,18 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order."""
-    call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    call = prepare(cell, x, h0, c0, weights, directions, batch_first, None)
+    if call is None:
+        call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
     item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _rows_of_states, _owners = call
     y, y_t, y_b = _rows(cell, "y", y, batch_first)
     dh, dc = _dense(cell, "dh", dh), _dense(cell, "dc", dc)
     dy_t = dy_b = 0
     if dy is not None:
         dy, dy_t, dy_b = _rows(cell, "dy", dy, batch_first)
-    lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
+    lengths64, mask, mask_t, mask_b = None, 0, 0, 0
+    if lengths is not None or reset_mask is not None:
+        lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
     reserve = _dense(cell, "reserve", reserve)
 
     # x may be expanded and weights may be views: gradients are new contiguous tensors of the same shape.

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from . import _kernels, _operators
 from ._checks import function_of
-from ._kernels import CELLS, prepare, prepare_any
+from ._kernels import CELLS, is_plain_mask, prepare, prepare_any
 from ._layer_checks import check_layer, check_rows
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -146,7 +146,7 @@ def rnn_layer(
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
-    elif lengths is not None or reset_mask is not None:
+    elif lengths is not None or (reset_mask is not None and not is_plain_mask(reset_mask, *x.shape[:2])):
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
         if _exotic((lengths, reset_mask)):
             return _states_of(cell, *_operators.call(args, list(weights), options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -158,13 +157,9 @@ def machine_info() -> dict:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
-        "versions": {**registry.versions(), "torch": torch.__version__},
+        "versions": {**registry.versions(), "torch": torch.__version__, "fastrnn": fastrnn.__version__},
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "MKL_", "FASTRNN_"))},
     }
-    try:
-        info["versions"]["fastrnn"] = importlib.metadata.version("fastrnn")
-    except importlib.metadata.PackageNotFoundError:  # used from a source tree
-        info["versions"]["fastrnn"] = None
     return info
 
 
