@@ -53,6 +53,14 @@ def test_rounds_rotate_and_activate_before_every_turn():
     assert turns == list("ABCBCACAB")
 
 
+def test_a_disturbed_measurement_is_repeated_and_the_quietest_counts(monkeypatch):
+    shares = iter([0.4, 0.2, 0.3, 0.01])
+    monkeypatch.setattr(timing, "_interleave_once", lambda *_: timing.Samples({"a": [1.0]}, 0.0, next(shares)))
+    assert timing.interleave({"a": int}).others == 0.2
+    assert timing.interleave({"a": int}).others == 0.01
+    assert next(shares, None) is None
+
+
 def test_pinning_moves_every_thread_and_is_undone():
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("this system cannot pin threads")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .runner import Point
+from .timing import DISTURBED
 
 SCHEMA = 1
 _CAPTION = (
@@ -49,8 +50,8 @@ def table(points: list[Point], machine: dict):
 
 
 def disturbed(others: list[float | None]) -> str | None:
-    """A warning when other processes took more than a twentieth of the CPU time during some measurements."""
-    busy = [share for share in others if share is not None and share > 0.05]
+    """A warning when other processes took a noticeable share of the CPU time during some measurements."""
+    busy = [share for share in others if share is not None and share > DISTURBED]
     if not busy:
         return None
     share = f"other processes took up to {max(busy):.0%} of the CPU time"
