@@ -128,9 +128,12 @@ FASTRNN_HD ExpParts exp_parts(Vec<float> x) {
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
   const V t = x * V(1.44269504f) + V(kRound);
   const V n = t - V(kRound);
-#if defined(__FMA__) || defined(__aarch64__)
-  const V r = n * V(-0.693147182f) + x;
-#else  // without a fused multiply-add the product itself has to be exact: ln 2 in two parts
+  // The product has to be exact, so this one multiply-add is spelled out instead of left to the compiler to contract.
+#if defined(__AVX512F__)
+  const V r = _mm512_fnmadd_ps(n.v, V(0.693147182f).v, x.v);
+#elif defined(__FMA__)
+  const V r = _mm256_fnmadd_ps(n.v, V(0.693147182f).v, x.v);
+#else  // ln 2 in two parts, the first of few enough bits
   const V r = n * V(2.12194440e-4f) + (n * V(-0.693359375f) + x);
 #endif
   V p = r * V(1.38825167e-3f) + V(8.36654752e-3f);
