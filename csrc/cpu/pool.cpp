@@ -20,8 +20,8 @@
 
 namespace fastrnn {
 namespace {
-// About 30 us on current x86: longer than the gap between two calls of a busy caller, short for everybody else.
-constexpr int kIdleSpins = 1000;
+// About 100 us on current x86: longer than the gap between two calls of a busy caller, short for everybody else.
+constexpr int kIdleSpins = 4000;
 // Spins of a barrier before it yields: with more threads than cores a pure spin loses whole time slices.
 constexpr int kBarrierSpins = 2048;
 
@@ -31,6 +31,15 @@ void relax() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// Moves the calling thread to another core, if it may use one.
+void step_aside() {
+  cpu_set_t allowed, others;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  others = allowed;
+  CPU_CLR(sched_getcpu(), &others);
+  if (sched_setaffinity(0, sizeof(others), &others) == 0) sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
 struct Job {
@@ -72,6 +81,7 @@ class Pool {
     if (!lock) return false;
     job_ = job;
     job_.prototype.flags = flags_;
+    caller_core_ = sched_getcpu();
     std::memset(static_cast<void*>(flags_), 0, sizeof(TeamFlag) * job.size);
     if (open_mp.find() && run_borrowed()) return true;
     if (!grow(job.size - 1)) return false;
@@ -104,6 +114,9 @@ class Pool {
   }
 
   void work(int rank) {
+    // Linux likes to wake a thread on the core of its waker. Two members of a team on one core take turns of whole time
+    // slices, and it takes the scheduler milliseconds to notice.
+    if (rank > 0 && sched_getcpu() == caller_core_) step_aside();
     Team team = job_.prototype;
     team.rank = rank;
     team.size = job_.size;
@@ -146,6 +159,7 @@ class Pool {
 
   std::mutex running_;
   Job job_{};
+  int caller_core_ = 0;
   std::atomic<bool> granted_{true};
   int workers_ = 0;
   alignas(64) std::atomic<uint64_t> epoch_{0};

@@ -1,8 +1,8 @@
 """Interleaved timing: every round runs every contestant once, in rotated order, so that drift hits all of them alike.
 
 Ratios are formed inside a round and the median over rounds is reported; the spread is the interquartile range.
-Idle thread pools are the trap: libgomp, onnxruntime and TBB workers keep spinning for milliseconds after a call, and on
-a machine with few cores they slow whoever runs next. All of them keep their default policy, which is their fastest;
+Idle thread pools are the trap: libgomp, onnxruntime and TBB workers keep spinning after a call, some for 40 ms, and on a
+machine with few cores they slow whoever runs next. All of them keep their default policy, which is their fastest;
 `settle` waits between contestants until the process uses no CPU time any more, so that spinners have parked.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-_POLL_SECONDS = 0.0005
+_QUIET_SECONDS = 0.01  # not less: kernels may account CPU time only at their ticks, 1 to 10 ms apart
 _SETTLE_LIMIT_SECONDS = 0.25
 DISTURBED = 0.05  # a measurement in which other processes took a larger share of the CPU time is not trusted
 
@@ -93,12 +93,11 @@ def _pin_all(cpus: list[int]) -> None:
 def settle() -> float:
     """Wait until no thread of this process is busy; returns the seconds waited."""
     start = time.perf_counter()
-    quiet = 0
-    while quiet < 2 and time.perf_counter() - start < _SETTLE_LIMIT_SECONDS:
+    while time.perf_counter() - start < _SETTLE_LIMIT_SECONDS:
         wall, cpu = time.perf_counter(), time.process_time()
-        time.sleep(_POLL_SECONDS)
-        busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        quiet = quiet + 1 if busy < 0.2 else 0
+        time.sleep(_QUIET_SECONDS)
+        if (time.process_time() - cpu) / (time.perf_counter() - wall) < 0.2:
+            break
     return time.perf_counter() - start
 
 
