@@ -1,15 +1,26 @@
-// fastrnn._cuda: what the CUDA runtime says about this machine.
-// Links the runtime statically and nothing of the driver, so it imports where there is neither GPU nor driver; every
-// function then answers with the reason instead of failing. No call creates a context on a device.
+// fastrnn._cuda: the CUDA kernels on raw addresses, and what the CUDA runtime says about this machine.
+// Links the runtime statically and nothing of the driver, so it imports where there is neither GPU nor driver; functions
+// then answer with the reason instead of failing. Everything is checked in Python before it gets here.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <atomic>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "../csrc/cells/all.h"
+#include "plan.h"
+
 namespace py = pybind11;
+using namespace fastrnn;
 
 namespace {
+using Address = std::uintptr_t;
+using Addresses = std::vector<Address>;
+
 std::string describe(cudaError_t status) {
   return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
 }
@@ -75,13 +86,218 @@ int driver_version() {
   check(cudaDriverGetVersion(&version), "cudaDriverGetVersion");
   return version;
 }
+
+// ---- kernels
+#define FASTRNN_NAME(name, Cell) #name,
+constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)};
+constexpr const char* kTypeNames[kNumCudaTypes] = {"float32", "float64", "bfloat16", "float16"};
+const CudaKernels* const kTypeKernels[kNumCudaTypes] = {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16,
+                                                        kKernelsFloat16};
+
+template <size_t N>
+int index_of(const char* const (&names)[N], const std::string& name, const char* what) {
+  std::string all;
+  for (size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return int(i);
+    all += std::string(all.empty() ? "" : ", ") + names[i];
+  }
+  throw std::invalid_argument(std::string("fastrnn._cuda: ") + what + " is '" + name + "', expected one of: " + all);
+}
+const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype) {
+  return kTypeKernels[index_of(kTypeNames, dtype, "dtype")][index_of(kCellNames, cell, "cell")];
+}
+
+Chip chip_of(int device) {
+  return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 ? 16 : 1,
+          attribute(cudaDevAttrCooperativeLaunch, device) != 0};
+}
+
+CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t H, int64_t D,
+              bool backward, const std::string& schedule, int device, const std::optional<py::dict>& chip) {
+  Chip c;
+  if (chip)
+    c = {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
+         (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()};
+  else
+    c = chip_of(device);
+  return make_cuda_plan({&kernels_of(cell, dtype), T, B, H, D, backward, schedule}, c);
+}
+
+// A word in host memory that kernels set when a wait ran out of time: it can be read without synchronising. One for all
+// devices: which call it was is not known any more when it is read.
+uint32_t* error_word() {
+  static uint32_t* word = [] {
+    void* p = nullptr;
+    check(cudaHostAlloc(&p, 64, cudaHostAllocPortable | cudaHostAllocMapped), "cudaHostAlloc");
+    *static_cast<volatile uint32_t*>(p) = 0;
+    return static_cast<uint32_t*>(p);
+  }();
+  return word;
+}
+std::atomic<uint64_t> wait_limit_ns{2'000'000'000};
+
+void check_waits() {
+  volatile uint32_t* word = error_word();
+  if (!*word) return;
+  *word = 0;
+  throw std::runtime_error(
+      "fastrnn: a CUDA kernel of an earlier call gave up waiting for its other thread blocks, and its results are wrong; "
+      "expected all of them to run at the same time. Is the device shared with other work? "
+      "Set FASTRNN_CUDA_SCHEDULE=stepwise to run without waits between thread blocks");
+}
+
+class OnDevice {
+ public:
+  explicit OnDevice(int device) : device_(device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device_ != before_) check(cudaSetDevice(device_), "cudaSetDevice");
+  }
+  ~OnDevice() {
+    if (device_ != before_) cudaSetDevice(before_);
+  }
+
+ private:
+  int device_, before_ = 0;
+};
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+template <class T>
+T* at(const Addresses& list, size_t i) {
+  return i < list.size() ? at<T>(list[i]) : nullptr;
+}
+
+struct Layer {  // the arguments that forward and backward share
+  std::string cell, dtype;
+  int64_t T, B, H, D;
+  Addresses weights, states_in;
+  Address lengths, reset_mask;
+  int64_t reset_t, reset_b;
+  Address y;
+  int64_t y_t, y_b;
+  Address reserve, workspace;
+
+  void fill(CudaLayer& p, const CudaPlan& plan) const {
+    p.T = T;
+    p.B = B;
+    p.H = H;
+    p.D = D;
+    for (int d = 0; d < 2; ++d) {
+      p.w_hh[d] = at<void>(weights, 2 * d);
+      p.b_hh[d] = at<void>(weights, 2 * d + 1);
+      p.states_in[d] = at<void>(states_in, d);
+    }
+    p.lengths = at<const int64_t>(lengths);
+    p.reset_mask = at<const uint8_t>(reset_mask);
+    p.reset_stride_t = reset_t;
+    p.reset_stride_b = reset_b;
+    p.y = at<void>(y);
+    p.y_stride_t = y_t;
+    p.y_stride_b = y_b;
+    p.reserve = at<void>(reserve);
+    p.workspace = at<void>(workspace);
+    p.geometry = plan.geometry;
+    p.wait_limit_ns = wait_limit_ns;
+    void* error = nullptr;
+    check(cudaHostGetDevicePointer(&error, error_word(), 0), "cudaHostGetDevicePointer");
+    p.error = static_cast<uint32_t*>(error);
+  }
+};
+
+void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address gx, int64_t gx_t,
+                 int64_t gx_b, const Addresses& states_out) {
+  const OnDevice guard(device);
+  check_waits();
+  CudaForward p{};
+  layer.fill(p, plan);
+  p.gx = at<void>(gx);
+  p.gx_stride_t = gx_t;
+  p.gx_stride_b = gx_b;
+  for (int s = 0; s < 2; ++s) p.states_out[s] = at<void>(states_out, s);
+  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype);
+  py::gil_scoped_release release;
+  check(kernels.forward(p, at<CUstream_st>(stream)), "rnn_forward");
+}
+
+void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
+                  int64_t dy_b, const Addresses& dstates_out, Address dgx, Address dgr, Address h_prev,
+                  const Addresses& dstates_in) {
+  const OnDevice guard(device);
+  check_waits();
+  CudaBackward p{};
+  layer.fill(p, plan);
+  p.dy = at<void>(dy);
+  p.dy_stride_t = dy_t;
+  p.dy_stride_b = dy_b;
+  p.dgx = at<void>(dgx);
+  p.dgr = at<void>(dgr);
+  p.h_prev = at<void>(h_prev);
+  for (int s = 0; s < 2; ++s) {
+    p.dstates_out[s] = at<void>(dstates_out, s);
+    p.dstates_in[s] = at<void>(dstates_in, s);
+  }
+  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype);
+  py::gil_scoped_release release;
+  check(kernels.backward(p, at<CUstream_st>(stream)), "rnn_backward");
+}
+
+std::string repr(const CudaPlan& plan) {
+  const Geometry& g = plan.geometry;
+  return std::string(cuda_schedule_name(g.schedule)) + ": " + std::to_string(g.groups) + " group(s) of " +
+         std::to_string(g.rows) + " rows, " + std::to_string(g.ctas) + " CTA(s) of " + std::to_string(g.units) +
+         " units each, " + std::to_string(plan.needs.shared_bytes) + " bytes of shared memory, " +
+         std::to_string(plan.needs.workspace_bytes) + " of workspace";
+}
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
-  m.doc() = "What the CUDA runtime reports about this machine.";
+#if !defined(FASTRNN_CUDA_MODULE)
+#define FASTRNN_CUDA_MODULE _cuda
+#endif
+void bind_emulation(py::module_& m);  // of the test-only module that runs the kernels on a CPU
+
+PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
+  m.doc() = "fastrnn CUDA kernels on raw addresses; use fastrnn.nn or fastrnn.functional instead.";
   m.def("device_count", &device_count, "Number of usable CUDA devices; 0 without a driver.");
   m.def("devices", &devices, "Name, capability and sizes of every usable device.");
   m.def("error", &error, "Why no device is usable; '' if one is.");
   m.def("runtime_version", &runtime_version, "CUDA runtime inside this module, 1000 * major + 10 * minor.");
   m.def("driver_version", &driver_version, "Newest CUDA that the driver serves, as above; 0 = no driver.");
+
+  py::dict cells;
+  for (size_t i = 0; i < std::size(kCellNames); ++i)
+    cells[kCellNames[i]] = py::dict(py::arg("shared_gate_grad") = kKernelsFloat32[i].shared_gate_grad,
+                                    py::arg("late_gates") = kKernelsFloat32[i].stages - 1);
+  m.attr("CELLS") = cells;
+  py::class_<CudaPlan>(m, "Plan")
+      .def_property_readonly("schedule", [](const CudaPlan& p) { return cuda_schedule_name(p.geometry.schedule); })
+      .def_property_readonly("ctas", [](const CudaPlan& p) { return p.geometry.ctas; })
+      .def_property_readonly("units", [](const CudaPlan& p) { return p.geometry.units; })
+      .def_property_readonly("rows", [](const CudaPlan& p) { return p.geometry.rows; })
+      .def_property_readonly("groups", [](const CudaPlan& p) { return p.geometry.groups; })
+      .def_property_readonly("shared_bytes", [](const CudaPlan& p) { return p.needs.shared_bytes; })
+      .def_property_readonly("workspace_bytes", [](const CudaPlan& p) { return p.needs.workspace_bytes; })
+      .def_property_readonly("us_per_step", [](const CudaPlan& p) { return p.us_per_step; })
+      .def("__repr__", &repr);
+  m.def("plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D"),
+        py::arg("backward"), py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
+        "How a layer would run, on a device or on a chip described by multiprocessors, shared_bytes, largest_cluster and "
+        "cooperative.");
+  py::class_<Layer>(m, "Layer")
+      .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
+                       Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
+                       int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace) {
+        return Layer{std::move(cell), std::move(dtype), T, B, H, D, std::move(weights), std::move(states_in), lengths,
+                     reset_mask, reset_t, reset_b, y, y_t, y_b, reserve, workspace};
+      }));
+  m.def("rnn_forward", &rnn_forward);
+  m.def("rnn_backward", &rnn_backward);
+  m.def("check_waits", &check_waits, "Raises if a kernel that has finished gave up waiting for its other thread blocks.");
+  m.def("set_wait_limit", [](double seconds) { wait_limit_ns = uint64_t(seconds * 1e9); }, py::arg("seconds"),
+        "How long a kernel waits for its other thread blocks; 0 makes every wait fail, for tests.");
+#if defined(FASTRNN_CUDA_EMULATED)
+  bind_emulation(m);
+#endif
 }

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
 from fastrnn import _core
+
+
+@pytest.fixture(scope="session")
+def cuda_host():
+    """The CUDA engine with its kernels compiled for the CPU, see tests/cuda_host/."""
+    source = Path(__file__).resolve().parent / "cuda_host"
+    sanitize = os.environ.get("FASTRNN_SANITIZE", "OFF")
+    build = source.parents[1] / "build" / ("cuda_host_sanitize" if sanitize == "ON" else "cuda_host")
+    beside = Path(sys.executable).parent
+    cmake, ninja = (shutil.which(tool, path=f"{beside}{os.pathsep}{os.environ['PATH']}") for tool in ("cmake", "ninja"))
+    if not cmake or importlib.util.find_spec("pybind11") is None:
+        pytest.skip("cmake and pybind11 are needed to build the emulation of CUDA")
+    environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTHONPATH")}
+    configure = [cmake, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DFASTRNN_SANITIZE={sanitize}"] + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else [])
+    done = subprocess.run(configure, env=environment, capture_output=True, text=True)
+    if "CUDA_INCLUDE_DIR" in done.stderr:
+        pytest.skip("the headers of a CUDA toolkit are needed to build its emulation")
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([cmake, "--build", build, "--parallel", "2"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    path = build / f"_cuda_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    spec = importlib.util.spec_from_file_location("_cuda_host", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(params=_core.isas())

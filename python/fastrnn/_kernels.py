@@ -24,7 +24,8 @@ from .threads import current as current_threads
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
 CELLS: dict[str, tuple[int, int, int]] = {n: (c["gates"], c["states"], c["reserve"]) for n, c in _core.CELLS.items()}
 CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
-_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of 1 + |expected|; a wrong kernel is wrong by far more
+DTYPES = (torch.float32, torch.float64)
+_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1, torch.float16: 0.02}  # of 1 + |expected|; a wrong kernel is wrong by far more
 
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 
@@ -281,7 +282,7 @@ def forward(
         mask_t, mask_b, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
     )  # fmt: skip
     if CHECK:
-        _check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
+        check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
     return y, h, c, reserve
 
 
@@ -334,7 +335,7 @@ def backward(
     found = [g for g in grads if g is not None]
     if CHECK:
         inputs = (x, h0, c0, *weights)
-        _check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, found)
+        check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, found)
     return found
 
 
@@ -376,7 +377,7 @@ def _double(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.detach().double()
 
 
-def _check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None:
+def check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None:
     x, h0, c0, lengths, reset_mask, weights, directions, batch_first = args
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         weights = [w.double() for w in weights]
@@ -384,7 +385,7 @@ def _check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None
         _compare(cell, "output", got, want)
 
 
-def _check_backward(*args) -> None:
+def check_backward(*args) -> None:
     # In a thread of its own, because inside an operator autograd is off and cannot be turned on.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_check_backward_here, *args).result()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _backends, _checks
 from ._kernels import CELLS
 
-KERNEL_DTYPES = (torch.float32, torch.float64)
+WIDE_DTYPES = (torch.float32, torch.float64)
 NARROW_DTYPES = (torch.bfloat16, torch.float16)
 HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights per direction; an odd one has w_hr
 
@@ -20,13 +20,13 @@ def check_input(function: str, x: object, symbols: str, hint: str = "", name: st
     if not isinstance(x, Tensor):
         raise _checks.type_error(function, name, x, "a torch.Tensor")
     _check_dense(function, name, x)
-    if x.dtype not in KERNEL_DTYPES and x.dtype not in NARROW_DTYPES:
+    if x.dtype not in WIDE_DTYPES and x.dtype not in NARROW_DTYPES:
         raise _checks.dtype_error(
             function, name, x.dtype, "float32, float64, bfloat16 or float16; convert it with .to()"
         )
-    if x.device.type not in ("cpu", "meta"):
+    if reason := _backends.why_not(x.device.type):
         raise _checks.DeviceError(
-            f"{function}: {name} is on {x.device}, expected cpu; fastrnn has no kernels for {x.device.type} yet: "
+            f"{function}: {name} is on {x.device}, expected a device with kernels: {reason}; "
             "move the module and its input to cpu, or turn it back with fastrnn.to_torch"
         )
     _checks.check_rank(function, name, x.shape, symbols, hint)
@@ -89,7 +89,7 @@ def check_layer(
         raise ValueError(f"{function}: directions is {directions!r}, expected 1 or 2")
     gates = CELLS[cell][0]
     check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
-    if x.dtype not in KERNEL_DTYPES:
+    if x.dtype not in _backends.kernels_of(x).DTYPES:
         hint = "; fastrnn.functional and fastrnn.nn convert narrower ones"
         raise _checks.dtype_error(function, "x", x.dtype, "torch.float32 or torch.float64", hint)
     n, rest = divmod(len(weights), directions)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _kernels
+from . import _backends, _checks, _kernels
 from ._kernels import CELLS, sizes
 from ._layer_checks import check_layer, check_like
 
@@ -32,11 +32,12 @@ _lib.define(
 # Functions take the weights last, because autograd sees only flat tensors.
 
 
-def _forward_cpu(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, training):
+def _forward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, training):
     check_layer("rnn_forward", cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first)
-    call = _kernels.prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    kernels = _backends.kernels_of(x)
+    call = kernels.prepare_any(cell, x, h0, c0, weights, directions, batch_first)
     args = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads)
-    y, h, c, reserve = _kernels.forward(call, *args, training, whole_reserve=True)
+    y, h, c, reserve = kernels.forward(call, *args, training, whole_reserve=True)
     return y, h, x.new_empty(0) if c is None else c, x.new_empty(0) if reserve is None else reserve
 
 
@@ -45,24 +46,25 @@ def _forward_fake(cell, x, h0, c0, lengths, reset_mask, weights, directions, bat
     width = directions * (P or H)
     y = x.new_empty((B, T, width) if batch_first else (T, B, width))
     c = (directions, B, H) if CELLS[cell][1] == 2 else (0,)
-    reserve = _kernels.reserve_shape(cell, T, B, H, P, directions) if training else (0,)
+    reserve = _backends.kernels_of(x).reserve_shape(cell, T, B, H, P, directions) if training else (0,)
     return y, x.new_empty((directions, B, P or H)), x.new_empty(c), x.new_empty(reserve)
 
 
-def _backward_cpu(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, *rest):
+def _backward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, *rest):
     y, reserve, dy, dh, dc, wanted = rest
     f = "rnn_backward"
     check_layer(f, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first)
     T, B, _, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     wide = (*((B, T) if batch_first else (T, B)), directions * (P or H))
-    h, c, kept = (directions, B, P or H), (directions, B, H), _kernels.reserve_shape(cell, T, B, H, P, directions)
+    kernels = _backends.kernels_of(x)
+    h, c, kept = (directions, B, P or H), (directions, B, H), kernels.reserve_shape(cell, T, B, H, P, directions)
     for name, t, shape in zip(("y", "reserve", "dy", "dh", "dc"), rest, (wide, kept, wide, h, c)):
         if t is not None:
             check_like(f, name, t, x)
             _checks.check_shape(f, name, t.shape, "the shape that goes with forward", shape)
     if len(wanted) != 3 + len(weights):
         _checks.check_count(f, "wanted", len(wanted), f"{3 + len(weights)}: x, h0, c0 and each weight")
-    return _kernels.backward(
+    return kernels.backward(
         cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, *rest
     )
 
@@ -73,8 +75,9 @@ def _backward_fake(cell, x, h0, c0, lengths, reset_mask, weights, directions, ba
     return [x.new_empty(tuple(shape)) for shape, want in zip(shapes, rest[-1]) if want]
 
 
-_lib.impl("rnn_forward", _forward_cpu, "CPU")
-_lib.impl("rnn_backward", _backward_cpu, "CPU")
+for _device in ("CPU", "CUDA"):
+    _lib.impl("rnn_forward", _forward, _device)
+    _lib.impl("rnn_backward", _backward, _device)
 torch.library.register_fake("fastrnn::rnn_forward", _forward_fake, lib=_lib)
 torch.library.register_fake("fastrnn::rnn_backward", _backward_fake, lib=_lib)
 forward_op = torch.ops.fastrnn.rnn_forward.default

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as _dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import _checks
+from . import _backends, _checks
 from ._kernels import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
 from .ops import rnn_layer
@@ -283,7 +283,7 @@ def _run_packed(
         _check_whole_states(stack, x, states)
         if sorted_indices is not None:
             states = tuple(s.index_select(1, sorted_indices) for s in states)
-    y, last = run_batched(stack, x, states, weights, training, lengths, reset_mask)
+    y, last = run_batched(stack, x, states, weights, training, lengths.to(x.device), reset_mask)
     if unsorted_indices is not None:
         last = tuple(s.index_select(1, unsorted_indices) for s in last)
     data = pack_padded_sequence(y, lengths, batch_first=stack.batch_first).data
@@ -310,7 +310,9 @@ def run_batched(
     reset_mask: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """The stack over x [T, B, I] ([B, T, I] with batch_first), whatever its dtype."""
-    if x.dtype in NARROW_DTYPES or _autocast_enabled("cpu"):
+    if _autocast_enabled("cuda" if x.is_cuda else "cpu") or (
+        x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
+    ):
         return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
     if stack.layers == 1:
         function, cell, _, D, _, sizes, batch_first, _, suffix = stack
@@ -358,7 +360,8 @@ def _run_narrow(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    """bfloat16, float16 and autocast: round to the narrow dtype, compute and keep the state in float32, round y."""
+    """Autocast, and dtypes that the kernels of the device lack: round to the narrow dtype, then compute in one that the
+    kernels have, with the state in float32, and round y."""
     f = stack.function
     check_input(f, x, "(B, T, I)" if stack.batch_first else "(T, B, I)")
     names = [
@@ -369,16 +372,16 @@ def _run_narrow(
         )
     ]
     named = [*zip(names, weights), *zip(_checks.STATE_NAMES, states or ())]
-    dtype = x.dtype
-    if _autocast_enabled("cpu") and dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
+    dtype, device = x.dtype, "cuda" if x.is_cuda else "cpu"
+    if _autocast_enabled(device) and dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         for name, t in named:  # as torch does, autocast leaves float64 alone
             if isinstance(t, Tensor) and (t.dtype is torch.float64 or not t.dtype.is_floating_point):
                 raise _checks.dtype_error(f, name, t.dtype, f"{x.dtype} (the dtype of x) or one that autocast converts")
     else:
         for name, t in named:
             check_like(f, name, t, x)
-    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    wide = dtype if dtype in _backends.kernels_of(x).DTYPES else torch.float32
 
     def widen(t: Tensor) -> Tensor:
         return t.to(dtype).to(wide) if isinstance(t, Tensor) else t

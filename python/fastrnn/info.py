@@ -53,12 +53,12 @@ def _cuda() -> str:
     try:
         cuda = importlib.import_module("fastrnn._cuda")
     except ImportError:
-        return "off: built without nvcc (FASTRNN_CUDA=ON requires it); fastrnn has no CUDA kernels yet"
+        return "off: built without nvcc (FASTRNN_CUDA=ON requires it)"
     devices = cuda.devices()
     if not devices:
         return f"off: {cuda.error() or 'no device found'}"
     names = ", ".join(str(device.get("name", device)) for device in devices)
-    return f"{names}; fastrnn has no CUDA kernels yet, the modules run on the CPU"
+    return f"{names}; runtime {cuda.runtime_version()}, driver {cuda.driver_version()}"
 
 
 def report() -> dict[str, str]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _kernels, _operators
+from . import _backends, _kernels, _operators
 from ._checks import function_of
-from ._kernels import CELLS, is_plain_mask, prepare, prepare_any
+from ._kernels import CELLS, is_plain_mask, prepare
 from ._layer_checks import check_layer, check_rows
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -37,7 +37,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights):
         args = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads)
-        y, h, c, reserve = _kernels.forward(call, *args, True)
+        y, h, c, reserve = _backends.kernels_of(x).forward(call, *args, True)
         ctx.save_for_backward(x, h0, c0, lengths, reset_mask, y, reserve, *weights)
         ctx.options = (directions, batch_first, schedule, threads)
         ctx.cell = cell
@@ -53,7 +53,7 @@ class _Eager(torch.autograd.Function):
         if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
             found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
-            found = _kernels.backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted)
+            found = _backends.kernels_of(x).backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted)
         dx, dh0, dc0, *dweights = _operators.spread(found, wanted)
         return None, None, dx, dh0, dc0, None, None, None, None, None, None, *dweights
 
@@ -105,14 +105,15 @@ def rnn_layer(
 
     Args:
         cell: one of CELLS: rnn_tanh, rnn_relu, rnn_sigmoid, lstm, gru, gru_reset_before.
-        x: [T, B, I], or [B, T, I] with batch_first; float32 or float64, any strides.
+        x: [T, B, I], or [B, T, I] with batch_first; float32 or float64, on CUDA also bfloat16 or float16; any strides.
         weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] (both or none), w_hr [P, H] (LSTM
             with projection only); the dtype of x.
         states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None, also for one of them, means zeros.
         lengths: [B] integers in [0, T]; y is zero past them and the last state is the state there.
         reset_mask: bool [T, B] ([B, T] with batch_first), true where no state may cross from t-1 to t.
         directions: 1 or 2.
-        schedule: "" lets the plan choose; "batch_split" or "hidden_split" force one.
+        schedule: "" lets the plan choose; "batch_split" or "hidden_split", on CUDA "cta", "cluster", "grid" or
+            "stepwise", force one.
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
 
@@ -145,7 +146,7 @@ def rnn_layer(
         if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
-        call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+        call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, weights, directions, batch_first)
     elif lengths is not None or (reset_mask is not None and not is_plain_mask(reset_mask, *x.shape[:2])):
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
         if _exotic((lengths, reset_mask)):
@@ -155,7 +156,7 @@ def rnn_layer(
             if t is not None and t.requires_grad:
                 y, *last = _Eager.apply(call, *args, *options, *weights)
                 return y, tuple(last)
-    y, h, c, _ = _kernels.forward(call, *args, weights, *options, False)
+    y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False)
     return y, (h,) if c is None else (h, c)
 
 

@@ -1,0 +1,258 @@
+#pragma once
+// The backward time loop. Each step: the gradient of h of this CTA's units, from above and from the step after; the cell's
+// backward; then the product of the gate gradients with this CTA's slice of the weights, which gives every unit a part of
+// its gradient. The parts go to the units' owners, who add them in the order of the CTAs.
+// Gradients of weights and input are long products over all steps and are left to the caller.
+#include "layer.cuh"
+
+namespace fastrnn {
+template <class Cell, class E>
+class BackwardRun {
+  using A = typename Core<E>::Acc;
+  using S = Stages<Cell>;
+  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
+  static constexpr bool kLate = S::kCount == 2;
+
+ public:
+  __device__ BackwardRun(const CudaBackward& p, unsigned char* shared)
+      : p_(p),
+        at_(p.geometry),
+        cut_(p.geometry, true),
+        work_(p.geometry, p.D, true),
+        group_(int64_t(at_.d) * p.geometry.groups + at_.group),
+        dstate_(reinterpret_cast<A*>(shared + cut_.state)),
+        extra_(reinterpret_cast<A*>(shared + cut_.extra)),
+        operand_(reinterpret_cast<E*>(shared + cut_.operand[0])),
+        shared_(shared),
+        signals_{p.geometry.schedule, p.geometry.ctas, at_.rank, work_.flags(p.workspace, group_),
+                 reinterpret_cast<uint64_t*>(shared), Patience(p)} {}
+
+  __device__ void run() {
+    begin();
+    for (int64_t e = p_.first; e < p_.last && e < exchanges(); ++e) {
+      const int64_t k = p_.T - 1 - e / S::kCount;
+      if (kLate && e % S::kCount == 0)
+        step<S::kCount - 1>(e, k);  // the late gates come first
+      else
+        step<0>(e, k);
+    }
+    finish();
+  }
+
+ private:
+  __device__ int64_t exchanges() const { return p_.T * S::kCount; }
+  __device__ int pairs() const { return at_.rows * at_.units; }
+  __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
+  // The parts that arrive in exchange e, [from CTA][row][unit].
+  __device__ A* inbox(int64_t e) const {
+    if (p_.geometry.schedule <= kCluster)
+      return reinterpret_cast<A*>(shared_ + (e & 1 ? cut_.sums : cut_.operand[1]));
+    return outbox(e, at_.rank) - int64_t(at_.rank) * pairs();
+  }
+  // Where this CTA's part for another one goes (grid and stepwise).
+  __device__ A* outbox(int64_t e, int owner) const {
+    A* all = reinterpret_cast<A*>(work_.buffer(p_.workspace, group_, e & 1));
+    return all + (int64_t(owner) * p_.geometry.ctas + at_.rank) * pairs();
+  }
+  template <int stage>
+  __device__ auto weights() const {
+    const E* w = as<E>(p_.w_hh[at_.d]) + int64_t(S::first(stage)) * p_.H * p_.H;
+    return [w, H = p_.H, unit0 = at_.unit0, units = at_.units](int m, int k) {
+      const int64_t unit = unit0 + k % units, gate = k / units;
+      return gate < S::gates(stage) && unit < H && m < H ? w[(gate * H + unit) * H + m] : E(0.f);
+    };
+  }
+  template <int stage>
+  __device__ typename Core<E>::Tile* tiles() const {
+    return reinterpret_cast<typename Core<E>::Tile*>(shared_ + cut_.tiles[stage]);
+  }
+
+  __device__ void begin() {
+    if (p_.first > 0)
+      carry<true>();
+    else
+      for (int s = 0; s < kStates; ++s)
+        for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+          const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+          const E* from = as<E>(p_.dstates_out[s]);
+          const bool given = from && row < p_.B && unit < p_.H;
+          dstate_[s * pairs() + i] = given ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+        }
+    for (int i = threadIdx.x; i < at_.rows * cut_.ldb; i += kThreads) operand_[i] = E(0.f);
+    product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
+    if constexpr (kLate)
+      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1], tiles<1>());
+    device::sync_block(device::kSiteLoaded);
+    signals_.open();
+  }
+  // Every thread moves what is its own in step(), so that no barrier is needed.
+  template <bool in>
+  __device__ void carry() {
+    A* kept = work_.carried(p_.workspace, group_, at_.rank);
+    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+      for (int q = 0; q < kStates; ++q) move<in>(dstate_ + q * pairs() + i, kept + q * pairs() + i);
+      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
+    }
+  }
+  template <bool in>
+  __device__ static void move(A* here, A* kept) {
+    in ? void(*here = *kept) : void(*kept = *here);
+  }
+
+  // What forward has kept of step k for one unit of one row, and the gradient from above.
+  struct Kept {
+    A saved[K], s[kStates], s_new[kStates], dy;
+  };
+  __device__ Kept kept(int i, int64_t k) const {
+    Kept v{};
+    const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+    if (i >= pairs() || row >= p_.B || unit >= p_.H) return v;
+    const RowTime when(p_, row, at_.d);
+    if (k >= when.length) return v;
+    const bool fresh = when.fresh(p_, row, k);
+    const int64_t t = when.time(k), before = when.time(k - 1);
+    constexpr int kSlots = reserve_slots(K, kStates);
+    const E* reserve = as<E>(p_.reserve) + ((at_.d * p_.T * p_.B) + row) * kSlots * p_.H + unit;
+    const int64_t per_step = p_.B * kSlots * p_.H;
+    const E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
+    const int64_t state_at = (at_.d * p_.B + row) * p_.H + unit;
+    for (int q = 0; q < K; ++q) v.saved[q] = widen(reserve[t * per_step + q * p_.H]);
+    v.s_new[0] = widen(y[t * p_.y_stride_t]);
+    for (int q = 1; q < kStates; ++q) v.s_new[q] = widen(reserve[t * per_step + (K + q - 1) * p_.H]);
+    for (int q = 0; q < kStates && !fresh; ++q) {
+      const E* first = as<E>(p_.states_in[q]);
+      if (k == 0)
+        v.s[q] = first ? widen(first[state_at]) : A(0);
+      else
+        v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (K + q - 1) * p_.H]);
+    }
+    if (p_.dy)
+      v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
+    return v;
+  }
+
+  template <int stage>
+  __device__ void step(int64_t e, int64_t k) {
+    Kept ahead = kept(threadIdx.x, k);  // under way while we wait
+    if (e > 0) receive(e);
+    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+      if (i >= kThreads) ahead = kept(i, k);
+      unit<stage>(e, i, k, ahead);
+    }
+    device::sync_block(device::kSiteProduct);
+    product_[stage].run(weights<stage>(), operand_, cut_.ldb, at_.rows,
+                        [&](int m, int n, int, A sum) { send(e + 1, m, n, sum); });
+    signals_.sent(e + 1);
+  }
+
+  // The sum of the parts for one unit of one row that arrived in exchange e.
+  __device__ A arrived(int64_t e, int i) const {
+    if (e == 0) return A(0);
+    const A* from = inbox(e) + i;
+    const bool global = p_.geometry.schedule >= kGrid;
+    A sum = A(0);
+    for (int part = 0; part < p_.geometry.ctas; ++part)
+      sum += global ? device::load_l2(from + int64_t(part) * pairs()) : from[part * pairs()];
+    return sum;
+  }
+
+  // Gate gradients of one unit of one row. dstate holds what reached the state that left step k, except what is under way
+  // in exchange e.
+  template <int stage>
+  __device__ void unit(int64_t e, int i, int64_t k, const Kept& at) {
+    const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+    if (row >= p_.B || unit >= p_.H) return;
+    const RowTime when(p_, row, at_.d);
+    if (k >= when.length) {  // nothing happens here in either direction: position k of x is padding
+      if (stage == 0) write(k, row, unit, nullptr, nullptr, A(0));
+      for (int g = 0; g < S::gates(stage); ++g) operand_[i / at_.units * cut_.ldb + g * at_.units + i % at_.units] = E(0.f);
+      return;
+    }
+    A *ds = dstate_ + i, dx[G], dr[G], ds_old[kStates];
+    const bool fresh = when.fresh(p_, row, k);
+    // Steps after this one sent parts of dh, unless the row ended here or started afresh there.
+    const bool continues = k + 1 < when.length && !when.fresh(p_, row, k + 1);
+    if constexpr (kLate && stage == 0) {
+      for (int g = 1; g < G; ++g) dx[g] = dr[g] = extra_[g * pairs() + i];
+      ds_old[0] = ds[0];
+      Cell::backward_early(at.saved, at.s, arrived(e, i), dx, dr, ds_old);
+      ds[0] = fresh ? A(0) : ds_old[0];
+    } else {
+      A ds_new[kStates];
+      for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
+      ds_new[0] = ds_new[0] + at.dy + (continues ? arrived(e, i) : A(0));
+      Cell::backward(at.saved, at.s, at.s_new, ds_new, dx, dr, ds_old);
+      for (int q = 0; q < kStates; ++q) ds[q * pairs()] = fresh && !kLate ? A(0) : ds_old[q];
+      if constexpr (kLate)
+        for (int g = 1; g < G; ++g) extra_[g * pairs() + i] = dr[g];
+    }
+    E* operand = operand_ + i / at_.units * cut_.ldb + i % at_.units;
+    for (int g = 0; g < S::gates(stage); ++g) operand[g * at_.units] = narrow<E>(dr[S::first(stage) + g]);
+    if (stage == 0) write(when.time(k), row, unit, dx, dr, at.s[0]);
+  }
+
+  __device__ void write(int64_t t, int64_t row, int64_t unit, const A* dx, const A* dr, A h_prev) const {
+    const int64_t at = (t * p_.B + row) * p_.D + at_.d;
+    for (int g = 0; g < G; ++g) {
+      as<E>(p_.dgx)[(at * G + g) * p_.H + unit] = dx ? narrow<E>(dx[g]) : E(0.f);
+      if (p_.dgr) as<E>(p_.dgr)[(at * G + g) * p_.H + unit] = dr ? narrow<E>(dr[g]) : E(0.f);
+    }
+    as<E>(p_.h_prev)[at * p_.H + unit] = narrow<E>(h_prev);
+  }
+
+  __device__ void send(int64_t e, int unit, int row, A sum) {
+    const int owner = unit / at_.units, own = row * at_.units + unit % at_.units;
+    if (owner >= p_.geometry.ctas) return;
+    switch (p_.geometry.schedule) {
+      case kCta:
+        inbox(e)[own] = sum;
+        break;
+      case kCluster:
+        device::push(inbox(e) + at_.rank * pairs() + own, owner, sum, reinterpret_cast<uint64_t*>(shared_) + (e & 1));
+        break;
+      default:
+        outbox(e, owner)[own] = sum;
+    }
+  }
+  __device__ void receive(int64_t e) {
+    signals_.received(e, p_.geometry.ctas * pairs() * sizeof(A));
+    // In a cluster all parts for this CTA may be here while one of its own warps still multiplies for others.
+    if (p_.geometry.schedule == kCluster) device::sync_block(device::kSiteReceived);
+  }
+
+  // The gradient of the states that entered step 0.
+  __device__ void finish() {
+    const bool last = p_.last > exchanges();
+    if (stepwise() && !last) carry<false>();
+    if (last && exchanges() > 0) receive(exchanges());
+    for (int s = 0; last && s < kStates; ++s)
+      for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+        const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+        E* out = as<E>(p_.dstates_in[s]);
+        if (!out || row >= p_.B || unit >= p_.H) continue;
+        const RowTime when(p_, row, at_.d);
+        const bool through = s == 0 && when.length > 0 && !when.fresh(p_, row, 0);
+        const A sum = dstate_[s * pairs() + i] + (through ? arrived(exchanges(), i) : A(0));
+        out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(sum);
+      }
+    signals_.close();
+  }
+
+  const CudaBackward& p_;
+  const Place at_;
+  const SharedLayout<Cell, E> cut_;
+  const Workspace<Cell, E> work_;
+  const int64_t group_;
+  A *dstate_, *extra_;
+  E* operand_;
+  unsigned char* shared_;
+  Signals signals_;
+  Product<E, register_tiles<Cell, E>()> product_[S::kCount];
+};
+
+template <class Cell, class E>
+__global__ void __launch_bounds__(kThreads, 1) backward_kernel(const CudaBackward p) {
+  FASTRNN_SHARED(shared);
+  BackwardRun<Cell, E>(p, shared).run();
+}
+}  // namespace fastrnn

@@ -1,0 +1,268 @@
+#pragma once
+// The forward time loop, for any cell and schedule. Each step: wait for h of all units, multiply with this CTA's slice of
+// the recurrent weights, put the sums through the cell, send the new h on.
+#include "layer.cuh"
+
+namespace fastrnn {
+template <class Cell, class E>
+class ForwardRun {
+  using A = typename Core<E>::Acc;
+  using S = Stages<Cell>;
+  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
+
+ public:
+  __device__ ForwardRun(const CudaForward& p, unsigned char* shared)
+      : p_(p),
+        at_(p.geometry),
+        cut_(p.geometry, false),
+        work_(p.geometry, p.D, false),
+        group_(int64_t(at_.d) * p.geometry.groups + at_.group),
+        state_(reinterpret_cast<A*>(shared + cut_.state)),
+        extra_(reinterpret_cast<A*>(shared + cut_.extra)),
+        sums_(reinterpret_cast<A*>(shared + cut_.sums)),
+        bias_(reinterpret_cast<A*>(shared + cut_.bias)),
+        staging_(reinterpret_cast<E*>(shared + cut_.staging)),
+        shared_(shared),
+        signals_{p.geometry.schedule, p.geometry.ctas, at_.rank, work_.flags(p.workspace, group_),
+                 reinterpret_cast<uint64_t*>(shared), Patience(p)} {}
+
+  __device__ void run() {
+    begin();
+    for (int64_t e = p_.first; e < p_.last; ++e) {
+      const int64_t k = e / S::kCount;
+      if (S::kCount == 1 || e % S::kCount == 0)
+        step<0>(e, k);
+      else
+        step<S::kCount - 1>(e, k);
+    }
+    finish();
+  }
+
+  // Stepwise: what exchange 0 is for the first step.
+  __device__ void first_operand() { fill_operand(operand(0)); }
+
+ private:
+  static constexpr bool kLate = S::kCount == 2;
+  __device__ int pairs() const { return at_.rows * at_.units; }
+  __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
+  __device__ bool whole() const { return p_.last == p_.T * S::kCount; }
+  __device__ E* operand(int64_t e) const {
+    if (stepwise()) return reinterpret_cast<E*>(work_.buffer(p_.workspace, group_, e & 1));
+    return reinterpret_cast<E*>(shared_ + (e & 1 ? cut_.operand[1] : cut_.operand[0]));
+  }
+  template <int stage>
+  __device__ auto weights() const {
+    const E* w = as<E>(p_.w_hh[at_.d]) + int64_t(S::first(stage)) * p_.H * p_.H;
+    return [w, H = p_.H, unit0 = at_.unit0, units = at_.units](int m, int k) {
+      const int64_t unit = unit0 + m % units, gate = m / units;
+      return gate < S::gates(stage) && unit < H && k < H ? w[(gate * H + unit) * H + k] : E(0.f);
+    };
+  }
+
+  // The states that enter step 0 are the operand of the first product and this CTA's own state.
+  __device__ void fill_operand(E* into) const {
+    const E* h0 = as<E>(p_.states_in[0]);
+    for (int64_t i = threadIdx.x; i < int64_t(at_.rows) * cut_.ldb; i += kThreads) {
+      const int64_t row = at_.row0 + i / cut_.ldb, unit = i % cut_.ldb;
+      into[i] = h0 && row < p_.B && unit < p_.H ? h0[(at_.d * p_.B + row) * p_.H + unit] : E(0.f);
+    }
+  }
+  __device__ void begin() {
+    const bool first = p_.first == 0;
+    for (int i = threadIdx.x; i < G * at_.units; i += kThreads) {
+      const int64_t unit = at_.unit0 + i % at_.units, gate = i / at_.units;
+      const E* b = as<E>(p_.b_hh[at_.d]);
+      bias_[i] = b && unit < p_.H ? widen(b[gate * p_.H + unit]) : A(0);
+    }
+    if (!first) {
+      carry<true>();
+    } else {
+      for (int s = 0; s < kStates; ++s)
+        for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+          const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+          const E* from = as<E>(p_.states_in[s]);
+          const bool given = from && row < p_.B && unit < p_.H;
+          state_[s * pairs() + i] = given ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+        }
+    }
+    if (!stepwise()) {
+      fill_operand(operand(0));
+      for (int64_t i = threadIdx.x; i < int64_t(at_.rows) * cut_.ldb; i += kThreads) operand(1)[i] = E(0.f);
+    }
+    product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
+    if constexpr (kLate)
+      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1], tiles<1>());
+    device::sync_block(device::kSiteLoaded);
+    signals_.open();
+  }
+  template <int stage>
+  __device__ typename Core<E>::Tile* tiles() const {
+    return reinterpret_cast<typename Core<E>::Tile*>(shared_ + cut_.tiles[stage]);
+  }
+  // Between the launches of a stepwise run.
+  // Every thread moves what is its own in step(), so that no barrier is needed.
+  template <bool in>
+  __device__ void carry() {
+    A* kept = work_.carried(p_.workspace, group_, at_.rank);
+    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+      for (int q = 0; q < kStates; ++q) move<in>(state_ + q * pairs() + i, kept + q * pairs() + i);
+      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
+    }
+  }
+  template <bool in>
+  __device__ static void move(A* here, A* kept) {
+    in ? void(*here = *kept) : void(*kept = *here);
+  }
+
+  struct Projected {
+    A x[G];
+  };
+  __device__ Projected projected(int i, int64_t k) const {
+    Projected v;
+    const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+    for (int g = 0; g < G; ++g) v.x[g] = A(0);
+    if (i >= pairs() || row >= p_.B || unit >= p_.H) return v;
+    const RowTime when(p_, row, at_.d);
+    if (k >= when.length) return v;
+    const E* from = as<E>(p_.gx) + when.time(k) * p_.gx_stride_t + row * p_.gx_stride_b + at_.d * G * p_.H + unit;
+    for (int g = 0; g < G; ++g) v.x[g] = widen(from[g * p_.H]);
+    return v;
+  }
+
+  template <int stage>
+  __device__ void step(int64_t e, int64_t k) {
+    Projected ahead = projected(threadIdx.x, k);  // under way while we wait
+    if (e > 0) receive(e);
+    const int ld = cut_.ld_sums, rows = at_.rows;
+    product_[stage].run(weights<stage>(), operand(e), cut_.ldb, rows,
+                        [&](int m, int n, int part, A sum) { sums_[(part * rows + n) * ld + m] = sum; });
+    device::sync_block(device::kSiteProduct);
+    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+      if (i >= kThreads) ahead = projected(i, k);
+      send(e + 1, i, narrow<E>(unit<stage>(i, k, ahead)));
+    }
+    sent(e + 1);
+  }
+
+  // The gate math of one unit of one row; the result is what the next product needs of it.
+  template <int stage>
+  __device__ A unit(int i, int64_t k, const Projected& in) {
+    const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+    A* state = state_ + i;
+    if (row >= p_.B || unit >= p_.H) return A(0);
+    const RowTime when(p_, row, at_.d);
+    E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
+    if (k >= when.length) {
+      if (stage == S::kCount - 1) y[k * p_.y_stride_t] = E(0.f);
+      if (kLate && p_.reserve) reserve_at(k, row, unit)[(K - 1) * p_.H] = E(0.f);  // backward's product reads every u
+      return state[0];
+    }
+    const bool fresh = when.fresh(p_, row, k);
+    A s[kStates], s_new[kStates], saved[K], rec[G];
+    for (int q = 0; q < kStates; ++q) s[q] = fresh ? A(0) : state[q * pairs()];
+    for (int g = 0; g < S::gates(stage); ++g) {
+      A sum = A(0);
+      for (int part = 0; part < p_.geometry.ksplit[stage]; ++part)
+        sum += sums_[(part * at_.rows + i / at_.units) * cut_.ld_sums + g * at_.units + i % at_.units];
+      const int gate = S::first(stage) + g;
+      rec[gate] = bias_[gate * at_.units + i % at_.units] + (fresh && stage == 0 ? A(0) : sum);
+    }
+    const int64_t t = when.time(k);
+    if constexpr (kLate && stage == 0) {
+      A u;
+      Cell::early(in.x, rec, s, &u, saved);
+      for (int q = 0; q < K - 1; ++q) extra_[q * pairs() + i] = saved[q];
+      extra_[(K - 1) * pairs() + i] = u;
+      return u;
+    } else {
+      if constexpr (kLate)
+        for (int q = 0; q < K; ++q) saved[q] = extra_[q * pairs() + i];
+      Cell::forward(in.x, rec, s, s_new, saved);
+      for (int q = 0; q < kStates; ++q) state[q * pairs()] = s_new[q];
+      y[t * p_.y_stride_t] = narrow<E>(s_new[0]);
+      if (p_.reserve) {
+        E* slot = reserve_at(t, row, unit);
+        for (int q = 0; q < K; ++q) slot[q * p_.H] = narrow<E>(saved[q]);
+        for (int q = 1; q < kStates; ++q) slot[(K + q - 1) * p_.H] = narrow<E>(s_new[q]);
+      }
+      return s_new[0];
+    }
+  }
+
+  __device__ E* reserve_at(int64_t t, int64_t row, int64_t unit) const {
+    return as<E>(p_.reserve) + ((at_.d * p_.T + t) * p_.B + row) * reserve_slots(K, kStates) * p_.H + unit;
+  }
+
+  // ---- the exchange: this CTA's units go to everybody in the group
+  __device__ void send(int64_t e, int i, E v) {
+    const int row = i / at_.units, column = i % at_.units;
+    switch (p_.geometry.schedule) {
+      case kCta:
+        operand(e)[row * cut_.ldb + column] = v;
+        break;
+      case kCluster:
+        staging_[i] = v;
+        break;
+      default:
+        reinterpret_cast<E*>(work_.buffer(p_.workspace, group_, e & 1))[row * cut_.ldb + at_.unit0 + column] = v;
+    }
+  }
+  __device__ void sent(int64_t e) {
+    if (p_.geometry.schedule == kCluster && e < p_.last) {
+      device::sync_block(device::kSiteExchange);
+      constexpr int kLanes = 16 / sizeof(E);  // of one push; units are a multiple of it
+      const int per_row = at_.units / kLanes, n = at_.rows * per_row;
+      for (int i = threadIdx.x; i < n * p_.geometry.ctas; i += kThreads) {
+        const int peer = i / n, row = i % n / per_row, column = i % per_row * kLanes;
+        const uint4 v = *reinterpret_cast<const uint4*>(staging_ + row * at_.units + column);
+        device::push(operand(e) + row * cut_.ldb + at_.unit0 + column, peer, v,
+                     reinterpret_cast<uint64_t*>(shared_) + (e & 1));
+      }
+    }
+    signals_.sent(e);
+  }
+  __device__ void receive(int64_t e) {
+    signals_.received(e, p_.geometry.ctas * pairs() * sizeof(E));
+    if (p_.geometry.schedule != kGrid) return;
+    const uint4* from = reinterpret_cast<const uint4*>(work_.buffer(p_.workspace, group_, e & 1));
+    uint4* into = reinterpret_cast<uint4*>(operand(e));
+    for (int i = threadIdx.x; i < at_.rows * cut_.ldb * int(sizeof(E)) / 16; i += kThreads)
+      into[i] = device::load_l2(from + i);
+    device::sync_block(device::kSiteReceived);
+  }
+
+  __device__ void finish() {
+    if (stepwise() && !whole()) carry<false>();
+    for (int s = 0; whole() && s < kStates; ++s)
+      for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+        const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+        E* out = as<E>(p_.states_out[s]);
+        if (out && row < p_.B && unit < p_.H)
+          out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(state_[s * pairs() + i]);
+      }
+    signals_.close();
+  }
+
+  const CudaForward& p_;
+  const Place at_;
+  const SharedLayout<Cell, E> cut_;
+  const Workspace<Cell, E> work_;
+  const int64_t group_;
+  A *state_, *extra_, *sums_, *bias_;
+  E* staging_;
+  unsigned char* shared_;
+  Signals signals_;
+  Product<E, register_tiles<Cell, E>()> product_[S::kCount];
+};
+
+template <class Cell, class E>
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(const CudaForward p) {
+  FASTRNN_SHARED(shared);
+  ForwardRun<Cell, E>(p, shared).run();
+}
+template <class Cell, class E>
+__global__ void __launch_bounds__(kThreads, 1) forward_first_operand_kernel(const CudaForward p) {
+  FASTRNN_SHARED(shared);
+  ForwardRun<Cell, E>(p, shared).first_operand();
+}
+}  // namespace fastrnn

@@ -1,0 +1,74 @@
+#pragma once
+// Launches of the kernels of one element type; each kernels_*.cu names its type and includes this.
+#include "backward.cuh"
+#include "forward.cuh"
+#include "kernels.h"
+
+namespace fastrnn {
+template <class Cell, class E>
+struct Instance {
+  static Needs needs(const Geometry& geo, int64_t D, bool backward) {
+    const SharedLayout<Cell, E> shared(geo, backward);
+    Needs n{};
+    n.shared_bytes = shared.bytes;
+    for (int stage = 0; stage < Stages<Cell>::kCount; ++stage) {
+      n.tiles_per_warp[stage] = shared.product[stage].tiles_per_warp();
+      n.row_tiles[stage] = shared.product[stage].row_tiles;
+      n.depth_tiles[stage] = shared.product[stage].k_tiles * geo.ksplit[stage];
+    }
+    n.register_tiles = register_tiles<Cell, E>();
+    n.tile_bytes = 32 * sizeof(typename Core<E>::Tile);
+    n.column_tiles = Core<E>::kColumnTiles;
+    n.workspace_bytes = Workspace<Cell, E>(geo, D, backward).bytes();
+    return n;
+  }
+  static device::Launch shape(const CudaLayer& p, bool backward) {
+    const Geometry& geo = p.geometry;
+    const bool cluster = geo.schedule == kCluster;
+    return {unsigned(geo.ctas), unsigned(geo.groups), unsigned(p.D), kThreads,
+            unsigned(SharedLayout<Cell, E>(geo, backward).bytes), cluster ? unsigned(geo.ctas) : 1u,
+            geo.schedule == kGrid};
+  }
+  // One launch, or one for each exchange.
+  template <class Params>
+  static cudaError_t launch_all(void (*kernel)(Params), Params p, int64_t exchanges, bool backward,
+                                cudaStream_t stream) {
+    const device::Launch l = shape(p, backward);
+    p.first = 0;
+    p.last = exchanges;
+    if (p.geometry.schedule != kStepwise) return device::launch<Params>(kernel, l, stream, p);
+    for (int64_t e = 0; e < exchanges; ++e) {
+      p.first = e;
+      p.last = e + 1;
+      if (const cudaError_t error = device::launch<Params>(kernel, l, stream, p)) return error;
+    }
+    return cudaSuccess;
+  }
+
+  static cudaError_t forward(const CudaForward& p, cudaStream_t stream) {
+    // Padding of the operands has to be zero; flags too.
+    const int64_t bytes = Workspace<Cell, E>(p.geometry, p.D, false).bytes();
+    if (bytes)
+      if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(bytes), stream)) return error;
+    if (p.geometry.schedule == kStepwise)
+      if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E>,
+                                                                       shape(p, false), stream, p))
+        return error;
+    return launch_all<CudaForward>(forward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount, false, stream);
+  }
+  static cudaError_t backward(const CudaBackward& p, cudaStream_t stream) {
+    const int64_t flags = Workspace<Cell, E>(p.geometry, p.D, true).flag_bytes;
+    if (flags)
+      if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(flags), stream)) return error;
+    // One more: the gradient of the initial states.
+    return launch_all<CudaBackward>(backward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount + 1, true, stream);
+  }
+  static constexpr CudaKernels entry() {
+    return {Stages<Cell>::kCount, Cell::kGates, Cell::kStates, Cell::kSaved, sizeof(E) == 2, Cell::kSharedGateGrad,
+            &needs, &forward, &backward};
+  }
+};
+}  // namespace fastrnn
+
+#define FASTRNN_ENTRY(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT>::entry(),
+#define FASTRNN_KERNELS(table) const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)};

@@ -1,0 +1,208 @@
+#pragma once
+// What the forward and the backward kernel share: which rows and units a CTA owns, when a row starts, ends or resets, the
+// cut of shared memory, and waiting for the other CTAs of a group.
+#include "../csrc/cells/all.h"
+#include "product.cuh"
+
+namespace fastrnn {
+// A cell with late gates runs two products in each step (see csrc/cells/gru_reset_before.h).
+template <class Cell>
+struct Stages {
+  static constexpr int kCount = Cell::kLateGates ? 2 : 1, kEarly = Cell::kGates - Cell::kLateGates;
+  __host__ __device__ static constexpr int gates(int stage) { return stage == 0 ? kEarly : Cell::kLateGates; }
+  __host__ __device__ static constexpr int first(int stage) { return stage == 0 ? 0 : kEarly; }
+};
+// Tiles of one product in registers: half as many where a kernel keeps two products.
+template <class Cell, class E>
+constexpr int register_tiles() {
+  return Core<E>::kRegisterTiles / Stages<Cell>::kCount;
+}
+__host__ __device__ constexpr int reserve_slots(int saved, int states) { return saved + states - 1; }
+
+// Pieces of shared memory, in bytes from its start. The same arithmetic on the host, which asks for `bytes`.
+template <class Cell, class E>
+struct SharedLayout {
+  using A = typename Core<E>::Acc;
+  using S = Stages<Cell>;
+  ProductShape product[2];
+  int ldb;     // row stride of the product's operand
+  int ld_sums; // forward: of its result
+  int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;
+
+  // Forward: out[gates x own units] over K = all units. Backward: out[all units] over K = gates x own units.
+  __host__ __device__ SharedLayout(const Geometry& geo, bool backward) {
+    const int all = geo.ctas * geo.units;
+    ldb = ld_sums = 0;
+    int sums_size = 0;
+    for (int stage = 0; stage < S::kCount; ++stage) {
+      const int own = S::gates(stage) * geo.units;
+      product[stage] = product_shape<E>(backward ? all : own, backward ? own : all, geo.ksplit[stage]);
+      ldb = larger(ldb, padded_depth<E>(backward ? own : all, geo.ksplit[stage]));
+      const int ld = product[stage].row_tiles * Core<E>::kRows + 4;
+      ld_sums = larger(ld_sums, ld);
+      sums_size = larger(sums_size, geo.ksplit[stage] * geo.rows);
+    }
+    bytes = 128;  // two transaction barriers
+    const int pairs = geo.rows * geo.units;
+    const bool global_operand = !backward && geo.schedule == kStepwise, pushed = geo.schedule <= kCluster;
+    // Forward reads one operand while the other is filled; backward's operand is its own CTA's, its results travel.
+    operand[0] = take(global_operand ? 0 : geo.rows * ldb * sizeof(E));
+    operand[1] = backward ? take(pushed ? pairs * geo.ctas * sizeof(A) : 0)
+                          : take(global_operand ? 0 : geo.rows * ldb * sizeof(E));
+    sums = backward ? take(pushed ? pairs * geo.ctas * sizeof(A) : 0) : take(sums_size * ld_sums * sizeof(A));
+    state = take(Cell::kStates * pairs * sizeof(A));
+    extra = take(Cell::kLateGates ? Cell::kSaved * pairs * sizeof(A) : 0);  // what stage 1 needs of stage 0
+    staging = take(!backward && geo.schedule == kCluster ? pairs * sizeof(E) : 0);
+    bias = take(backward ? 0 : Cell::kGates * geo.units * sizeof(A));
+    for (int stage = 0; stage < S::kCount; ++stage)
+      tiles[stage] = take(size_t(geo.shared_tiles[stage]) * kThreads * sizeof(typename Core<E>::Tile));
+  }
+
+ private:
+  static __host__ __device__ int larger(int a, int b) { return a > b ? a : b; }
+  __host__ __device__ int take(size_t n) {
+    const int at = bytes;
+    bytes += int((n + 127) / 128 * 128);
+    return at;
+  }
+};
+
+// The position of a CTA: its units, its rows, its direction.
+struct Place {
+  int rank, group, d, units, rows;
+  int64_t unit0, row0;
+
+  __device__ explicit Place(const Geometry& geo)
+      : rank(blockIdx.x),
+        group(blockIdx.y),
+        d(blockIdx.z),
+        units(geo.units),
+        rows(geo.rows),
+        unit0(int64_t(blockIdx.x) * geo.units),
+        row0(int64_t(blockIdx.y) * geo.rows) {}
+};
+
+// Times and boundaries of one row, docs/semantics.md.
+struct RowTime {
+  int64_t length;
+  bool reverse;
+
+  __device__ RowTime(const CudaLayer& p, int64_t row, int d) : length(p.T), reverse(d == 1) {
+    if (!p.lengths) return;
+    const int64_t n = p.lengths[row];
+    length = n < 0 ? 0 : n > p.T ? p.T : n;
+  }
+  __device__ int64_t time(int64_t k) const { return reverse ? length - 1 - k : k; }
+  // Whether step k starts from the zero state.
+  __device__ bool fresh(const CudaLayer& p, int64_t row, int64_t k) const {
+    if (!p.reset_mask || (reverse && k == 0)) return false;
+    const int64_t t = reverse ? length - k : k;
+    return p.reset_mask[t * p.reset_stride_t + row * p.reset_stride_b] != 0;
+  }
+};
+
+template <class E>
+__device__ inline const E* as(const void* p) {
+  return static_cast<const E*>(p);
+}
+template <class E>
+__device__ inline E* as(void* p) {
+  return static_cast<E*>(p);
+}
+
+// Waiting with a limit. When time runs out the error word is set, and this thread waits no more: the kernel then runs to
+// its end on whatever data it has, and the host raises.
+class Patience {
+ public:
+  __device__ explicit Patience(const CudaLayer& p) : error_(p.error), limit_ns_(p.wait_limit_ns) {}
+
+  template <class Ready>
+  __device__ void wait(const Ready& ready) {
+    if (lost_) return;
+    if (limit_ns_ != 0 && ready()) return;
+    const uint64_t start = device::now_ns();
+    for (unsigned polls = 1; limit_ns_ != 0; ++polls) {
+      if (ready()) return;
+      if (polls % 64 == 0 && (device::now_ns() - start > limit_ns_ || device::load_acquire(error_))) break;
+    }
+    lost_ = true;
+    device::store_release(error_, 1);
+  }
+
+ private:
+  uint32_t* error_;
+  uint64_t limit_ns_;
+  bool lost_ = false;
+};
+
+// Global workspace: flags (a word per CTA), then two buffers that alternate, then what a stepwise launch leaves for the
+// next one. Forward's buffers hold the operand of each group, backward's the partial sums for each CTA.
+template <class Cell, class E>
+struct Workspace {
+  using A = typename Core<E>::Acc;
+  int64_t buffer_bytes, carried_bytes, flag_bytes;  // of a group, a CTA, everything
+  int64_t groups, ctas;
+
+  __host__ __device__ Workspace(const Geometry& geo, int64_t D, bool backward) : groups(D * geo.groups), ctas(geo.ctas) {
+    const SharedLayout<Cell, E> shared(geo, backward);
+    const int64_t pairs = int64_t(geo.rows) * geo.units;
+    const bool global = geo.schedule >= kGrid;
+    buffer_bytes = !global ? 0 : backward ? ctas * ctas * pairs * sizeof(A) : int64_t(geo.rows) * shared.ldb * sizeof(E);
+    buffer_bytes = (buffer_bytes + 127) / 128 * 128;
+    carried_bytes = geo.schedule == kStepwise ? (Cell::kStates + Cell::kSaved) * pairs * sizeof(A) : 0;
+    carried_bytes = (carried_bytes + 127) / 128 * 128;
+    flag_bytes = geo.schedule == kGrid ? (groups * ctas * 4 + 127) / 128 * 128 : 0;
+  }
+  __host__ __device__ int64_t bytes() const {
+    return flag_bytes + 2 * groups * buffer_bytes + groups * ctas * carried_bytes;
+  }
+  __device__ uint32_t* flags(void* base, int64_t group) const { return static_cast<uint32_t*>(base) + group * ctas; }
+  __device__ char* buffer(void* base, int64_t group, int parity) const {
+    return static_cast<char*>(base) + flag_bytes + (parity * groups + group) * buffer_bytes;
+  }
+  __device__ A* carried(void* base, int64_t group, int rank) const {
+    char* p = static_cast<char*>(base) + flag_bytes + 2 * groups * buffer_bytes;
+    return reinterpret_cast<A*>(p + (group * ctas + rank) * carried_bytes);
+  }
+};
+
+// The signals of a group. Exchange e (1, 2, ...) is the e-th that every CTA of the group makes and needs; its data lie in
+// buffer e & 1. Two buffers suffice: who sends e + 1 has received all of e, and so everybody has read e - 1.
+struct Signals {
+  const int schedule, ctas, rank;
+  uint32_t* flags;  // grid
+  uint64_t* bars;   // cluster: one for each buffer
+  Patience patience;
+
+  // Makes the barriers known to the peers.
+  __device__ void open() {
+    if (schedule != kCluster) return;
+    if (threadIdx.x == 0)
+      for (int i = 0; i < 2; ++i) device::barrier_init(bars + i);
+    device::cluster_sync();
+  }
+  // What this CTA's threads have written for exchange e is complete. In a cluster the pushed bytes say so themselves.
+  __device__ void sent(int64_t e) {
+    if (schedule == kGrid) device::fence_grid();
+    if (schedule != kCluster && schedule != kStepwise) device::sync_block(device::kSiteExchange);
+    if (schedule == kGrid && threadIdx.x == 0) device::store_release(flags + rank, uint32_t(e));
+  }
+  // Waits until exchange e has arrived from everybody; `bytes`: how many are pushed to this CTA.
+  __device__ void received(int64_t e, uint32_t bytes) {
+    if (schedule == kCluster) {
+      uint64_t* bar = bars + (e & 1);
+      if (threadIdx.x == 0) device::expect_bytes(bar, bytes);
+      patience.wait([&] { return device::barrier_passed(bar, uint32_t((e - 1) >> 1) & 1); });
+    } else if (schedule == kGrid) {
+      // A flag may wrap around: compare by difference.
+      for (int other = threadIdx.x; other < ctas; other += kThreads)
+        patience.wait([&] { return int32_t(device::load_acquire(flags + other) - uint32_t(e)) >= 0; });
+      device::sync_block(device::kSiteReceived);
+    }
+  }
+  // Nobody leaves while a peer may still write into its shared memory.
+  __device__ void close() {
+    if (schedule == kCluster) device::cluster_sync();
+  }
+};
+}  // namespace fastrnn

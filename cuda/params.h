@@ -1,0 +1,59 @@
+#pragma once
+// What crosses from the host into a kernel: one layer, and how it is laid over the chip. Every offset is 64-bit; strides
+// are in elements; a null pointer means "absent".
+#include <stdint.h>
+
+namespace fastrnn {
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kMaxCtas = 256;  // that share one slice of the batch
+
+// How the recurrence lies on the chip. A group of CTAs shares the recurrent weights, each owning `units` hidden units;
+// groups own `rows` rows of the batch and do not wait for each other.
+//   cta       one CTA holds all the weights; h stays in its shared memory
+//   cluster   2 to 16 CTAs of a cluster; h is pushed into every peer's shared memory
+//   grid      CTAs anywhere on the chip, all resident; h goes through L2, with a flag per CTA and step
+//   stepwise  one launch per step; nothing need be resident
+enum CudaSchedule { kCta, kCluster, kGrid, kStepwise, kNumCudaSchedules };
+
+struct Geometry {
+  int schedule, ctas, units, rows, groups;
+  int ksplit[2];        // into how many sums each stage's product is divided among the warps
+  int shared_tiles[2];  // weight tiles of each warp kept in shared memory; more of them are in registers or streamed
+  int in_registers;     // whether weight tiles are kept in registers
+};
+
+// One layer. T steps, B rows, H hidden units, D directions; x has been projected, and b_ih added, before.
+struct CudaLayer {
+  int64_t T, B, H, D;
+  const void* w_hh[2];  // [G*H, H]
+  const void* b_hh[2];  // [G*H], null = zero
+  const void* states_in[2];    // h, c [D, B, H]; null = zero
+  const int64_t* lengths;      // [B], clamped to [0, T]; null = all T
+  const uint8_t* reset_mask;   // [T, B]; null = none
+  int64_t reset_stride_t, reset_stride_b;
+  void* y;                     // [T, B, D*H]
+  int64_t y_stride_t, y_stride_b;
+  void* reserve;               // [D, T, B, slots, H], slots = kSaved gates, then the states beyond h; null = inference
+  void* workspace;             // see workspace_bytes()
+  uint32_t* error;             // set to 1 when a wait ran out of time
+  uint64_t wait_limit_ns;      // of one wait; 0 makes every wait fail
+  int64_t first, last;         // exchanges [first, last) of this launch: all of them, or one (stepwise)
+  Geometry geometry;
+};
+
+struct CudaForward : CudaLayer {
+  const void* gx;  // [T, B, D*G*H]
+  int64_t gx_stride_t, gx_stride_b;
+  void* states_out[2];  // as states_in; null = not wanted
+};
+
+struct CudaBackward : CudaLayer {
+  const void* dy;  // [T, B, D*H], null = zero
+  int64_t dy_stride_t, dy_stride_b;
+  const void* dstates_out[2];  // null = zero
+  void* dgx;                   // [T, B, D*G*H] gradient of gx; zero beyond the lengths
+  void* dgr;                   // the same of the recurrent part; null where a cell's are equal
+  void* h_prev;                // [T, B, D*H] the h that entered each step; zero beyond the lengths
+  void* dstates_in[2];         // null = not wanted
+};
+}  // namespace fastrnn

@@ -1,0 +1,33 @@
+"""Which kernels serve a tensor: the only place that looks at its device."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import _cuda_kernels, _kernels
+
+
+def kernels_of(x: Tensor) -> ModuleType:
+    """The module whose prepare_any(), forward(), backward() and reserve_shape() run layers on the device of x."""
+    return _cuda_kernels if x.is_cuda else _kernels
+
+
+@functools.lru_cache(maxsize=16)
+def why_not(device_type: str) -> str:
+    """Why there are no kernels for tensors of this kind of device; "" if there are."""
+    if device_type in ("cpu", "meta"):
+        return ""
+    if device_type != "cuda":
+        return f"fastrnn has no kernels for {device_type}"
+    if torch.version.hip:
+        return "fastrnn has no kernels for ROCm"
+    try:
+        cuda = importlib.import_module("fastrnn._cuda")
+    except ImportError:
+        return "this fastrnn was built without nvcc and has no CUDA kernels"
+    return cuda.error()

@@ -1,0 +1,14 @@
+// What the tests may set in the emulation.
+#include <pybind11/pybind11.h>
+
+#include "../../cuda/device.cuh"
+
+namespace py = pybind11;
+
+void bind_emulation(py::module_& m) {
+  using fastrnn::emulation::settings;
+  m.attr("SITES") = int(fastrnn::device::kSiteCount);
+  m.def("set_seed", [](unsigned seed) { settings.seed = seed; });
+  m.def("leave_out_barrier", [](int site, bool left_out) { settings.left_out[site] = left_out; });
+  m.def("set_push_offset", [](int bytes) { settings.push_offset = bytes; });
+}

@@ -1,0 +1,362 @@
+"""The CUDA engine against the oracle: on the CPU by emulation (tests/cuda_host/), and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import cases  # noqa: E402
+from cases import CELLS, Case  # noqa: E402
+
+from fastrnn import _backends, _cuda_kernels, nn, ops  # noqa: E402
+
+SCHEDULES = ("cta", "cluster", "grid", "stepwise")
+# As in cases.TOLERANCE. The narrow types round h and the gate gradients at every step and the results once more: a few
+# units of 2^-8 and 2^-11.
+TOLERANCE = {
+    torch.float32: {"output": 5e-6, "gradient": 4e-5},
+    torch.float64: {"output": 1e-13, "gradient": 1e-12},
+    torch.bfloat16: {"output": 2e-2, "gradient": 4e-2},
+    torch.float16: {"output": 2e-3, "gradient": 1e-2},
+}
+# One unit, odd numbers, whole tiles, more rows than a tile, more units than a CTA takes, every option.
+CASES = [
+    Case(1, 1, 1, 1, states=False),
+    Case(2, 3, 5, 16, D=2, bias=False, batch_first=True),
+    Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3),
+    Case(4, 34, 3, 40, ragged=True, batch_first=True, reset=1.0),
+    Case(3, 2, 8, 100, reset=0.3),
+]
+CHIPS = {
+    "H200": {"multiprocessors": 132, "shared_bytes": 227 * 1024, "largest_cluster": 16, "cooperative": True},
+    "A100": {"multiprocessors": 108, "shared_bytes": 163 * 1024, "largest_cluster": 1, "cooperative": True},
+    "small": {"multiprocessors": 7, "shared_bytes": 99 * 1024, "largest_cluster": 1, "cooperative": True},
+    "slice": {"multiprocessors": 16, "shared_bytes": 227 * 1024, "largest_cluster": 8, "cooperative": False},
+}
+
+
+@pytest.fixture
+def host(cuda_host, monkeypatch):
+    """CPU tensors go through the CUDA engine, by emulation."""
+    monkeypatch.setattr(_backends, "kernels_of", lambda x: _cuda_kernels)
+    monkeypatch.setattr(ops, "prepare", lambda *_: None)
+    monkeypatch.setattr(_cuda_kernels, "module", lambda: cuda_host)
+    monkeypatch.setattr(_cuda_kernels, "place_of", lambda x: (0, 0))
+    _cuda_kernels._plan.cache_clear()
+    yield cuda_host
+    cuda_host.set_seed(0)
+    cuda_host.set_push_offset(0)
+    cuda_host.set_wait_limit(2.0)
+    for site in range(cuda_host.SITES):
+        cuda_host.leave_out_barrier(site, False)
+    _cuda_kernels._plan.cache_clear()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where the tensors of a test lie; the emulation takes those of the CPU."""
+    if request.param == "emulated":
+        request.getfixturevalue("host")
+        return "cpu"
+    if not torch.cuda.is_available() or _backends.why_not("cuda"):
+        pytest.skip("no CUDA device")
+    return "cuda"
+
+
+def on(device: str, inputs: cases.Inputs) -> cases.Inputs:
+    """The same inputs on another device."""
+    if device == "cpu":
+        return inputs
+    moved = [t.detach().to(device).requires_grad_() for t in inputs]
+    n = len(inputs.states)
+    lengths, mask = (None if t is None else t.to(device) for t in (inputs.lengths, inputs.reset_mask))
+    return cases.Inputs(
+        inputs.cell, inputs.case, moved[0], moved[1 : 1 + n], moved[1 + n :], lengths, mask, inputs.names
+    )
+
+
+def results(inputs: cases.Inputs, schedule: str = "") -> dict[str, torch.Tensor]:
+    """Outputs and gradients by name, on the CPU."""
+    out = cases.kernel(inputs, schedule=schedule)
+    generator = torch.Generator().manual_seed(1)
+    ups = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in out.values()]
+    found = torch.autograd.grad(list(out.values()), list(inputs), ups)
+    return {k: v.detach().cpu() for k, v in (out | dict(zip((f"d{n}" for n in inputs.named()), found))).items()}
+
+
+def schedules_for(dtype: torch.dtype) -> tuple[str, ...]:
+    return SCHEDULES if dtype is not torch.float64 else ("cta", "cluster", "stepwise")
+
+
+EVERY = [
+    (schedule, cell, case, dtype)
+    for dtype in TOLERANCE
+    for schedule, cell, case in itertools.product(schedules_for(dtype), CELLS, CASES)
+    # Activations differ in the cell alone: one of them in full, the others once.
+    if cell not in ("rnn_relu", "rnn_sigmoid") or (case is CASES[2] and dtype is torch.float32)
+    # A cluster or a grid has two CTAs or more, of eight units or more.
+    if schedule not in ("cluster", "grid") or case.H > 8
+    # 100 units of float64 do not fit into the shared memory of one CTA.
+    if schedule != "cta" or dtype is not torch.float64 or case.H < 100
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "case", "dtype"), EVERY, ids=[f"{s}-{c}-{k}-{str(d)[6:]}" for s, c, k, d in EVERY]
+)
+def test_matches_oracle(device, schedule, cell, case, dtype):
+    inputs = cases.make(cell, case, dtype)
+    exact = inputs.to(torch.float64)
+    want = cases.oracle(exact)
+    want |= cases.gradients(exact, want)
+    got = results(on(device, inputs), schedule)
+    cases.assert_close({k: v for k, v in got.items() if k[0] != "d"}, {k: v for k, v in want.items() if k[0] != "d"},
+                       TOLERANCE[dtype]["output"])  # fmt: skip
+    cases.assert_close({k: v for k, v in got.items() if k[0] == "d"}, {k: v for k, v in want.items() if k[0] == "d"},
+                       TOLERANCE[dtype]["gradient"])  # fmt: skip
+    with torch.no_grad():  # the inference path keeps no gates
+        inference = cases.kernel(on(device, inputs), schedule=schedule)
+    assert all(torch.equal(inference[name].cpu(), got[name]) for name in inference)
+
+
+MIXED = Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_any_order_of_threads_gives_the_same_bits(host, schedule, cell, dtype):
+    inputs = cases.make(cell, MIXED, dtype)
+    first = results(inputs, schedule)
+    for seed in range(1, 9):
+        host.set_seed(seed)
+        again = results(inputs, schedule)
+        assert all(torch.equal(again[name], first[name]) for name in first), seed
+
+
+# ---- tests of these tests: a seeded bug has to show
+
+FAULTS = [
+    ("cta", 0), ("grid", 0),  # weights and states are in place (a cluster's own barrier says so too)
+    ("cta", 1), ("cluster", 1), ("grid", 1), ("stepwise", 1),  # all sums are there
+    ("cta", 2), ("cluster", 2), ("grid", 2),  # everything is written before it is sent
+    ("cluster", 3), ("grid", 3),  # everything has arrived, and nobody needs what is overwritten next
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "site"), FAULTS)
+def test_a_missing_barrier_is_noticed(host, schedule, site):
+    inputs = cases.make("lstm", Case(4, 9, 5, 100), torch.bfloat16)
+    right = results(inputs, schedule)
+    host.leave_out_barrier(site, True)
+    for seed in range(1, 20):
+        host.set_seed(seed)
+        try:
+            found = results(inputs, schedule)
+        except RuntimeError:
+            return
+        if any(not torch.equal(found[name], right[name]) for name in right):
+            return
+    pytest.fail("every order of the threads gave the right result")
+
+
+def test_a_wrong_offset_is_noticed(host):
+    inputs = cases.make("lstm", Case(4, 9, 5, 40))
+    right = results(inputs, "cluster")
+    host.set_push_offset(4)
+    found = results(inputs, "cluster")
+    assert not torch.equal(found["y"], right["y"])
+
+
+@pytest.mark.parametrize("schedule", ["cluster", "grid"])
+def test_waits_are_bounded_and_reported(host, schedule):
+    inputs = cases.make("gru", Case(4, 3, 5, 40))
+    right = results(inputs, schedule)
+    host.set_wait_limit(0)
+    with torch.no_grad():
+        cases.kernel(inputs, schedule=schedule)  # finishes; a call does not wait for the device, so it cannot know
+    with pytest.raises(RuntimeError, match="gave up waiting for its other thread blocks.*expected all of them to run"):
+        host.check_waits()
+    cases.kernel(inputs, schedule=schedule)
+    with pytest.raises(RuntimeError, match="gave up waiting"):
+        cases.kernel(inputs, schedule=schedule)  # the next call reports it as well
+    host.set_wait_limit(2.0)
+    again = results(inputs, schedule)  # reported once; the engine goes on
+    assert all(torch.equal(again[name], right[name]) for name in right)
+
+
+# ---- the plan
+
+SHAPES = [(B, H) for B in (1, 7, 8, 33, 128, 1000) for H in (1, 17, 64, 192, 512, 1024, 2048, 4096)]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_plan_fits_the_chip(cuda_host, chip, dtype, backward):
+    has = CHIPS[chip]
+    chosen = set()
+    for (B, H), cell, D in itertools.product(SHAPES, ("lstm", "gru_reset_before"), (1, 2)):
+        plan = cuda_host.plan(cell, dtype, 100, B, H, D, backward, "", 0, has)
+        chosen.add(plan.schedule)
+        text = f"{cell} B={B} H={H} D={D}: {plan}"
+        assert plan.shared_bytes <= has["shared_bytes"], text
+        assert plan.ctas * plan.units >= H, text
+        assert (plan.ctas - 1) * plan.units < H, text  # nobody is idle
+        assert plan.groups * plan.rows >= B, text
+        assert (plan.groups - 1) * plan.rows < B, text
+        if plan.schedule == "cta":
+            assert plan.ctas == 1, text
+        if plan.schedule == "cluster":
+            assert 2 <= plan.ctas <= has["largest_cluster"], text
+        if plan.schedule == "grid":
+            assert has["cooperative"] and plan.ctas * plan.groups * D <= has["multiprocessors"], text
+        assert plan == plan and repr(plan) == repr(cuda_host.plan(cell, dtype, 100, B, H, D, backward, "", 0, has))
+    assert {"cta", "stepwise"} <= chosen
+    assert ("cluster" in chosen) == (has["largest_cluster"] > 1)
+
+
+def test_weights_stay_on_the_chip_as_far_as_it_has_room(cuda_host):
+    def schedule(dtype, H, B=8):
+        return cuda_host.plan("lstm", dtype, 100, B, H, 1, False, "", 0, CHIPS["H200"]).schedule
+
+    assert [schedule("bfloat16", H) for H in (64, 512, 1024, 1536, 4096)] == [
+        "cta", "cluster", "grid", "grid", "stepwise",
+    ]  # fmt: skip
+    assert [schedule("float32", H) for H in (32, 256, 1024, 4096)] == ["cta", "cluster", "grid", "stepwise"]
+
+
+def test_a_schedule_that_cannot_run_is_refused(cuda_host):
+    with pytest.raises(ValueError, match="plan: schedule is 'cta', which cannot run H=2048"):
+        cuda_host.plan("lstm", "float32", 100, 8, 2048, 1, False, "cta", 0, CHIPS["H200"])
+    with pytest.raises(ValueError, match="schedule is 'cluster', which cannot run"):
+        cuda_host.plan("lstm", "float32", 100, 8, 128, 1, False, "cluster", 0, CHIPS["A100"])
+    with pytest.raises(ValueError, match="schedule is 'warp', expected cta, cluster, grid or stepwise"):
+        cuda_host.plan("lstm", "float32", 100, 8, 128, 1, False, "warp", 0, CHIPS["H200"])
+
+
+# ---- through the modules
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_modules_on_both_engines_agree(device, kind):
+    def build():
+        torch.manual_seed(3)
+        return getattr(nn, kind)(5, 20, num_layers=2, bidirectional=True, batch_first=True)
+
+    module, x = build().to(device), torch.randn(3, 6, 5)
+    own, lengths = x.to(device).requires_grad_(), [6, 0, 3]
+    y, _ = module(own, lengths=lengths)
+    y.square().sum().backward()
+    found = {"y": y, "x": own.grad} | {n: p.grad for n, p in module.named_parameters()}
+    with torch.no_grad():
+        exact = build().double()
+    wide = x.detach().double().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backends, "kernels_of", lambda t: _backends._kernels)
+        want, _ = exact(wide, lengths=lengths)
+        want.square().sum().backward()
+    wanted = {"y": want, "x": wide.grad} | {n: p.grad for n, p in exact.named_parameters()}
+    cases.assert_close({k: v.cpu() for k, v in found.items()}, wanted, 4e-5)
+
+
+def test_packed_sequences(device):
+    module = nn.GRU(4, 12).to(device)
+    rows = [torch.randn(n, 4, device=device) for n in (2, 5, 3)]
+    packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
+    y, h = module(packed)
+    for i, row in enumerate(torch.nn.utils.rnn.unpack_sequence(y)):
+        alone, last = module(rows[i])
+        torch.testing.assert_close(row, alone, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(h[:, i], last, atol=1e-6, rtol=1e-5)
+
+
+def test_narrow_types_run_as_they_are(device):
+    module = nn.LSTM(4, 16).to(device, torch.bfloat16)
+    y, (h, c) = module(torch.randn(3, 2, 4, device=device, dtype=torch.bfloat16))
+    assert {t.dtype for t in (y, h, c)} == {torch.bfloat16}
+    with torch.autocast(device, torch.bfloat16):
+        y, _ = nn.LSTM(4, 16).to(device)(torch.randn(3, 2, 4, device=device))
+    assert y.dtype is torch.bfloat16
+
+
+def test_padding_may_hold_nan(device):
+    for kind in ("LSTM", "GRU"):
+        for options in ({}, {"reset_after": False})[: 1 + (kind == "GRU")]:
+            module = getattr(nn, kind)(3, 10, bidirectional=True, **options).to(device)
+            x = torch.randn(4, 2, 3, device=device)
+            x[2:, 1] = float("nan")
+            y, _ = module(x.requires_grad_(), lengths=[4, 2])
+            y.square().sum().backward()
+            assert all(p.grad.isfinite().all() for p in module.parameters())
+            assert x.grad.isfinite().all()
+
+
+def test_projection_is_refused(device):
+    with pytest.raises(NotImplementedError, match="lstm: proj_size is not implemented on CUDA"):
+        nn.LSTM(3, 8, proj_size=4).to(device)(torch.randn(2, 1, 3, device=device))
+
+
+def test_an_empty_batch(device):
+    y, (h, c) = nn.LSTM(3, 8).to(device)(torch.randn(2, 0, 3, device=device))
+    assert (y.shape, h.shape, c.shape) == ((2, 0, 8), (1, 0, 8), (1, 0, 8))
+
+
+def test_more_steps_than_a_grid_has_blocks(device):
+    T = 66_000
+    module = nn.RNN(1, 8).to(device)
+    x = torch.randn(T, 1, 1, device=device)
+    with torch.no_grad():
+        y, h = module(x)
+        late, _ = module(x[-50:])  # a contracting network forgets
+    torch.testing.assert_close(y[-1], h[0])
+    torch.testing.assert_close(y[-1], late[-1], atol=1e-5, rtol=0)
+
+
+# ---- what only a device can show
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestDevice:
+    def test_graph_capture_and_other_streams(self):
+        module = nn.LSTM(16, 64).cuda()
+        x = torch.randn(8, 4, 16, device="cuda")
+        with torch.no_grad():
+            want = module(x)[0].clone()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                assert torch.equal(module(x)[0], want)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                y, _ = module(x)
+            y.zero_()
+            graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(y, want)
+
+    def test_nothing_synchronises(self):
+        module = nn.GRU(16, 64).cuda()
+        x, lengths = torch.randn(8, 4, 16, device="cuda"), torch.tensor([8, 3, 0, 5], device="cuda")
+        module(x, lengths=lengths)[0].sum().backward()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            module(x, lengths=lengths)[0].sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("cell", ["lstm", "gru"])
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_the_same_bits_every_time(self, schedule, cell, dtype):
+        inputs = on("cuda", cases.make(cell, Case(50, 16, 32, 192), dtype))
+        first = results(inputs, schedule)
+        for _ in range(50):
+            again = results(inputs, schedule)
+            assert all(torch.equal(again[name], first[name]) for name in first)
