@@ -39,7 +39,7 @@ class _NumPy:
 
     @staticmethod
     def to_numpy(array: Any, dtype: type) -> np.ndarray:
-        return np.ascontiguousarray(array, dtype)
+        return np.require(array, dtype, "CA")
 
     @staticmethod
     def view(buffer: np.ndarray, name: str) -> Any:
@@ -62,7 +62,7 @@ class _Torch:
         if not array.is_cpu:
             raise DeviceError(f"stepper: a tensor is on {array.device}, expected cpu")
         wide = array.detach().to(getattr(self.torch, np.dtype(dtype).name))
-        return np.ascontiguousarray(wide.resolve_neg().numpy())
+        return np.require(wide.resolve_neg().numpy(), None, "CA")
 
     def view(self, buffer: np.ndarray, name: str) -> Any:
         shared = self.torch.from_numpy(buffer)

@@ -198,7 +198,7 @@ class _Recurrent:
         whole = all(s % x.itemsize == 0 for s in x.strides)
         if x.dtype == self.dtype and x.flags.aligned and whole and (x.shape[-1] == 1 or x.strides[-1] == x.itemsize):
             return x
-        return np.ascontiguousarray(x, self.dtype)
+        return np.require(x, self.dtype, "CA")
 
     def _states(self, state: Any, B: int, unbatched: bool, dtype: np.dtype) -> list[np.ndarray]:
         names = STATE_NAMES[: _core.CELLS[self._cell()]["states"]]
@@ -215,7 +215,7 @@ class _Recurrent:
                 raise dtype_error(self._function, name, v.dtype, f"{dtype} (the dtype of x)")
             symbols = "(L*D, H)" if unbatched else "(L*D, B, H)"
             check_shape(self._function, name, v.shape, symbols, (rows, width) if unbatched else (rows, B, width))
-            found.append(np.ascontiguousarray(v.reshape(rows, B, width), self.dtype))
+            found.append(np.require(v.reshape(rows, B, width), self.dtype, "CA"))
         return found
 
     def _lengths(self, lengths: Any, T: int, B: int) -> np.ndarray | None:
@@ -227,7 +227,7 @@ class _Recurrent:
         check_shape(self._function, "lengths", array.shape, "(B,)", (B,))
         if array.size:
             check_lengths(self._function, int(array.min()), int(array.max()), T)
-        return np.ascontiguousarray(array, np.int64)
+        return np.require(array, np.int64, "CA")
 
     def _mask(self, mask: Any, T: int, B: int, unbatched: bool) -> np.ndarray | None:
         if mask is None:
