@@ -30,7 +30,7 @@ help:
 	@echo "make lint      ruff and clang-format; 'make format' applies them"
 	@echo "make sanitize  the tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make wheel     a wheel in dist/"
-	@echo "make gpu       build fastrnn._cuda and report the devices that it sees"
+	@echo "make gpu       on a machine with a GPU: build for it, test, measure against cuDNN"
 	@echo "make clean     remove build outputs; 'make distclean' removes $(VENV) as well"
 
 # ---- environment: each file below records a step that was done, newer than what it was done from
@@ -90,7 +90,7 @@ format: $(VENV)/.lint-tools
 # exceptions crash. PYTHONMALLOC=malloc puts NumPy's small buffers under their eyes. The package is taken from
 # $(SANITIZE)/site, over which an editable install would win: that is replaced by a plain one. The benchmark's tests are
 # left out: they run the other libraries, some of which do not survive the sanitizers.
-SANITIZE_ENV = PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+SANITIZE_ENV = FASTRNN_SANITIZE=ON PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"
 
@@ -108,14 +108,28 @@ wheel: $(VENV)/.build-tools
 	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 	@ls -l dist
 
-# No CUDA kernels exist yet: this builds the module that reports the devices and prints its report. It needs nvcc,
-# and pybind11 and cmake for GPU_PYTHON, but neither a network nor torch.
+# On a machine with a GPU and no network: builds for that chip with GPU_PYTHON's own packages (torch, pybind11, cmake,
+# pytest), then compute-sanitizer where it works, all device tests, and the benchmark, whose table comes last.
+GPU_SITE = build/gpu/site
+GPU_TESTS = PYTHONPATH=$(CURDIR)/$(GPU_SITE) $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu tests/test_cuda.py
+GPU_OUT ?=
 gpu:
-	cmake -S . -B build/gpu -DFASTRNN_CUDA=ON -DPython_EXECUTABLE="$$($(GPU_PYTHON) -c 'import sys; print(sys.executable)')"
-	@env -u MAKEFLAGS -u MAKELEVEL cmake --build build/gpu --target _cuda
-	@echo "fastrnn has no CUDA kernels yet; the devices of this machine:"
-	@PYTHONPATH=build/gpu $(GPU_PYTHON) -c 'import json, _cuda as c; print(json.dumps({"devices": c.devices(), \
-		"error": c.error(), "runtime": c.runtime_version(), "driver": c.driver_version()}, indent=2))'
+	cmake -S . -B build/gpu -DFASTRNN_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native \
+		-DPython_EXECUTABLE="$$($(GPU_PYTHON) -c 'import sys; print(sys.executable)')"
+	@env -u MAKEFLAGS -u MAKELEVEL cmake --build build/gpu --parallel
+	cmake --install build/gpu --prefix $(GPU_SITE) >/dev/null
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) -m fastrnn info
+	@for tool in memcheck racecheck synccheck; do \
+		if command -v compute-sanitizer >/dev/null; then \
+			echo "compute-sanitizer $$tool"; \
+			timeout 60 compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) -c 'import torch; torch.zeros(1).cuda()' \
+				>/dev/null 2>&1 || { echo "  does not work here"; continue; }; \
+			PYTHONPATH=$(CURDIR)/$(GPU_SITE) timeout 100 compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) \
+				-m pytest -q -p no:cacheprovider -m gpu tests/test_cuda.py -k 'oracle and (lstm or before) and H33 and not float64' \
+				> build/gpu/$$tool.log 2>&1; status=$$?; tail -3 build/gpu/$$tool.log; echo "  exit status $$status"; \
+		fi; done
+	$(GPU_TESTS)
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) bench/gpu.py $(if $(GPU_OUT),--out $(GPU_OUT)) $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -113,17 +113,6 @@ Chip chip_of(int device) {
           attribute(cudaDevAttrCooperativeLaunch, device) != 0};
 }
 
-CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t H, int64_t D,
-              bool backward, const std::string& schedule, int device, const std::optional<py::dict>& chip) {
-  Chip c;
-  if (chip)
-    c = {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
-         (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()};
-  else
-    c = chip_of(device);
-  return make_cuda_plan({&kernels_of(cell, dtype), T, B, H, D, backward, schedule}, c);
-}
-
 // A word in host memory that kernels set when a wait ran out of time: it can be read without synchronising. One for all
 // devices: which call it was is not known any more when it is read.
 uint32_t* error_word() {
@@ -160,6 +149,23 @@ class OnDevice {
  private:
   int device_, before_ = 0;
 };
+
+// On a device, clusters are also asked for: other work, or a slice of a chip, may leave no room for large ones.
+CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t H, int64_t D,
+              bool backward, const std::string& schedule, int device, const std::optional<py::dict>& chip) {
+  const CudaQuery query{&kernels_of(cell, dtype), T, B, H, D, backward, schedule};
+  if (chip)
+    return make_cuda_plan(query,
+                          {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
+                           (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()});
+  const OnDevice guard(device);
+  Chip own = chip_of(device);
+  for (;;) {
+    const CudaPlan plan = make_cuda_plan(query, own);
+    if (plan.geometry.schedule != kCluster || query.kernels->active_clusters(plan.geometry, D, backward) > 0) return plan;
+    own.largest_cluster = plan.geometry.ctas / 2;
+  }
+}
 
 template <class T>
 T* at(Address address) {

@@ -124,13 +124,12 @@ __device__ __forceinline__ void push(void*, uint32_t, V, uint64_t*) {
 }
 #endif
 
-template <class... P>
-cudaError_t launch(void (*kernel)(P...), const Launch& l, cudaStream_t stream, P... args) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t error =
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
+// Calls use(config) with what the kernel needs to be launched as `l` says.
+template <class Use>
+cudaError_t with_config(const void* kernel, const Launch& l, cudaStream_t stream, const Use& use) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
   if (error == cudaSuccess && l.cluster > 8)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
@@ -147,7 +146,23 @@ cudaError_t launch(void (*kernel)(P...), const Launch& l, cudaStream_t stream, P
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs++].val.clusterDim = {l.cluster, 1, 1};
   }
-  return cudaLaunchKernelEx(&config, kernel, args...);
+  return use(config);
+}
+template <class... P>
+cudaError_t launch(void (*kernel)(P...), const Launch& l, cudaStream_t stream, P... args) {
+  return with_config(reinterpret_cast<const void*>(kernel), l, stream,
+                     [&](const cudaLaunchConfig_t& config) { return cudaLaunchKernelEx(&config, kernel, args...); });
+}
+// How many clusters of this launch the device can run at the same time; 0 where it has no room for one.
+template <class... P>
+int active_clusters(void (*kernel)(P...), const Launch& l) {
+  int count = 0;
+  const cudaError_t error =
+      with_config(reinterpret_cast<const void*>(kernel), l, nullptr, [&](const cudaLaunchConfig_t& config) {
+        return cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+      });
+  if (error != cudaSuccess) cudaGetLastError();  // it means: none
+  return error == cudaSuccess ? count : 0;
 }
 }  // namespace device
 }  // namespace fastrnn

@@ -22,18 +22,22 @@ struct Instance {
     n.workspace_bytes = Workspace<Cell, E>(geo, D, backward).bytes();
     return n;
   }
-  static device::Launch shape(const CudaLayer& p, bool backward) {
-    const Geometry& geo = p.geometry;
+  static device::Launch shape(const Geometry& geo, int64_t D, bool backward) {
     const bool cluster = geo.schedule == kCluster;
-    return {unsigned(geo.ctas), unsigned(geo.groups), unsigned(p.D), kThreads,
+    return {unsigned(geo.ctas), unsigned(geo.groups), unsigned(D), kThreads,
             unsigned(SharedLayout<Cell, E>(geo, backward).bytes), cluster ? unsigned(geo.ctas) : 1u,
             geo.schedule == kGrid};
+  }
+  static int active_clusters(const Geometry& geo, int64_t D, bool backward) {
+    const device::Launch l = shape(geo, D, backward);
+    return backward ? device::active_clusters(backward_kernel<Cell, E>, l)
+                    : device::active_clusters(forward_kernel<Cell, E>, l);
   }
   // One launch, or one for each exchange.
   template <class Params>
   static cudaError_t launch_all(void (*kernel)(Params), Params p, int64_t exchanges, bool backward,
                                 cudaStream_t stream) {
-    const device::Launch l = shape(p, backward);
+    const device::Launch l = shape(p.geometry, p.D, backward);
     p.first = 0;
     p.last = exchanges;
     if (p.geometry.schedule != kStepwise) return device::launch<Params>(kernel, l, stream, p);
@@ -52,7 +56,7 @@ struct Instance {
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(bytes), stream)) return error;
     if (p.geometry.schedule == kStepwise)
       if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E>,
-                                                                       shape(p, false), stream, p))
+                                                                       shape(p.geometry, p.D, false), stream, p))
         return error;
     return launch_all<CudaForward>(forward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount, false, stream);
   }
@@ -65,7 +69,7 @@ struct Instance {
   }
   static constexpr CudaKernels entry() {
     return {Stages<Cell>::kCount, Cell::kGates, Cell::kStates, Cell::kSaved, sizeof(E) == 2, Cell::kSharedGateGrad,
-            &needs, &forward, &backward};
+            &needs, &active_clusters, &forward, &backward};
   }
 };
 }  // namespace fastrnn

@@ -17,6 +17,7 @@ struct CudaKernels {
   int stages, gates, states, saved;
   bool tensor_cores, shared_gate_grad;
   Needs (*needs)(const Geometry&, int64_t D, bool backward);
+  int (*active_clusters)(const Geometry&, int64_t D, bool backward);  // on the current device
   cudaError_t (*forward)(const CudaForward&, cudaStream_t);
   cudaError_t (*backward)(const CudaBackward&, cudaStream_t);
 };

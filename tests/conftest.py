@@ -28,7 +28,9 @@ def cuda_host():
         pytest.skip("cmake and pybind11 are needed to build the emulation of CUDA")
     environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTHONPATH")}
     configure = [cmake, "-S", source, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-DFASTRNN_SANITIZE={sanitize}"] + (["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else [])
+    configure += [f"-DFASTRNN_SANITIZE={sanitize}"] + (
+        ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    )
     done = subprocess.run(configure, env=environment, capture_output=True, text=True)
     if "CUDA_INCLUDE_DIR" in done.stderr:
         pytest.skip("the headers of a CUDA toolkit are needed to build its emulation")

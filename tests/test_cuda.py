@@ -49,6 +49,7 @@ def host(cuda_host, monkeypatch):
     yield cuda_host
     cuda_host.set_seed(0)
     cuda_host.set_push_offset(0)
+    cuda_host.set_largest_cluster(16)
     cuda_host.set_wait_limit(2.0)
     for site in range(cuda_host.SITES):
         cuda_host.leave_out_barrier(site, False)
@@ -227,6 +228,16 @@ def test_weights_stay_on_the_chip_as_far_as_it_has_room(cuda_host):
         "cta", "cluster", "grid", "grid", "stepwise",
     ]  # fmt: skip
     assert [schedule("float32", H) for H in (32, 256, 1024, 4096)] == ["cta", "cluster", "grid", "stepwise"]
+
+
+def test_clusters_that_find_no_room_are_not_chosen(host):
+    assert host.plan("lstm", "bfloat16", 100, 8, 512, 1, False).ctas > 4
+    host.set_largest_cluster(4)
+    smaller = host.plan("lstm", "bfloat16", 100, 8, 512, 1, False)
+    assert smaller.schedule != "cluster" or smaller.ctas <= 4
+    host.set_largest_cluster(0)
+    with pytest.raises(ValueError, match="schedule is 'cluster', which cannot run"):
+        host.plan("lstm", "bfloat16", 100, 8, 512, 1, False, "cluster")
 
 
 def test_a_schedule_that_cannot_run_is_refused(cuda_host):

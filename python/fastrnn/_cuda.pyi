@@ -1,4 +1,4 @@
-"""What the CUDA runtime reports about this machine; absent from a build for the CPU alone."""
+"""The CUDA kernels on raw addresses; absent from a build for the CPU alone."""
 
 from typing import TypedDict
 
@@ -9,8 +9,53 @@ class Device(TypedDict):
     memory_bytes: int
     smem_bytes_per_block: int  # the most shared memory that one block can opt in to
 
+class Chip(TypedDict):
+    multiprocessors: int
+    shared_bytes: int  # that one block can have
+    largest_cluster: int  # blocks that are sure to run together; 1 without clusters
+    cooperative: bool  # whether all blocks of a launch can be made to run together
+
+class Cell(TypedDict):
+    shared_gate_grad: bool
+    late_gates: int
+
+CELLS: dict[str, Cell]
+
 def device_count() -> int: ...
 def devices() -> list[Device]: ...
 def error() -> str: ...  # why no device is usable; "" if one is
 def runtime_version() -> int: ...  # 13000 for 13.0
 def driver_version() -> int: ...  # 0 without a driver
+
+class Plan:
+    schedule: str  # cta, cluster, grid or stepwise
+    ctas: int  # that share one slice of the batch
+    units: int  # hidden units of each
+    rows: int  # of a slice
+    groups: int  # slices
+    shared_bytes: int
+    workspace_bytes: int
+    us_per_step: float  # of the model that ranks schedules; not a measurement
+
+def plan(
+    cell: str, dtype: str, T: int, B: int, H: int, D: int, backward: bool, schedule: str = "", device: int = 0,
+    chip: Chip | None = None,
+) -> Plan: ...  # fmt: skip
+
+# Strides in elements, addresses as ints, 0 = absent; see cuda/params.h.
+class Layer:
+    def __init__(
+        self, cell: str, dtype: str, T: int, B: int, H: int, D: int, weights: list[int], states_in: list[int],
+        lengths: int, reset_mask: int, reset_t: int, reset_b: int, y: int, y_t: int, y_b: int, reserve: int,
+        workspace: int,
+    ) -> None: ...  # fmt: skip
+
+def rnn_forward(
+    layer: Layer, plan: Plan, device: int, stream: int, gx: int, gx_t: int, gx_b: int, states_out: list[int]
+) -> None: ...
+def rnn_backward(
+    layer: Layer, plan: Plan, device: int, stream: int, dy: int, dy_t: int, dy_b: int, dstates_out: list[int], dgx: int,
+    dgr: int, h_prev: int, dstates_in: list[int],
+) -> None: ...  # fmt: skip
+def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
+def set_wait_limit(seconds: float) -> None: ...

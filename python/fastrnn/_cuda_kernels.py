@@ -145,7 +145,11 @@ def forward(
     if B:
         gx = x.new_empty(*dense.shape[:2], D * GH)
         for d in range(D):
-            w_ih, bias, out = own[d * n], own[d * n + 2] if n == 4 else None, gx.view(T * B, -1)[:, d * GH : (d + 1) * GH]
+            w_ih, bias, out = (
+                own[d * n],
+                own[d * n + 2] if n == 4 else None,
+                gx.view(T * B, -1)[:, d * GH : (d + 1) * GH],
+            )
             flat = dense.view(T * B, I)
             torch.mm(flat, w_ih.t(), out=out) if bias is None else torch.addmm(bias, flat, w_ih.t(), out=out)
         device, stream = place_of(x)
@@ -212,7 +216,9 @@ def backward(
     grads = [g for g, want in zip(found, wanted) if want]
     if _kernels.CHECK:
         inputs = (x, h0, c0, *weights)
-        _kernels.check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, grads)
+        _kernels.check_backward(
+            cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, grads
+        )
     return grads
 
 

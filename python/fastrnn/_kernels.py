@@ -25,7 +25,12 @@ LANES = 16  # the reserve pads H to whole vectors of this many units, for every 
 CELLS: dict[str, tuple[int, int, int]] = {n: (c["gates"], c["states"], c["reserve"]) for n, c in _core.CELLS.items()}
 CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
 DTYPES = (torch.float32, torch.float64)
-_CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1, torch.float16: 0.02}  # of 1 + |expected|; a wrong kernel is wrong by far more
+_CHECK_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-9,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.02,
+}  # of 1 + |expected|; a wrong kernel is wrong by far more
 
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 

@@ -10,5 +10,6 @@ void bind_emulation(py::module_& m) {
   m.attr("SITES") = int(fastrnn::device::kSiteCount);
   m.def("set_seed", [](unsigned seed) { settings.seed = seed; });
   m.def("leave_out_barrier", [](int site, bool left_out) { settings.left_out[site] = left_out; });
+  m.def("set_largest_cluster", [](int ctas) { settings.largest_cluster = ctas; });
   m.def("set_push_offset", [](int bytes) { settings.push_offset = bytes; });
 }

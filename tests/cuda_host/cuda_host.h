@@ -70,6 +70,7 @@ static_assert(sizeof(Transactions) == 8, "an mbarrier has 8 bytes");
 struct Settings {
   unsigned seed = 0;
   bool left_out[device::kSiteCount] = {};  // barriers that a test removes
+  int largest_cluster = 16;                // that finds room
   int push_offset = 0;                     // bytes that a test adds to where pushes land
 };
 
@@ -180,6 +181,10 @@ void push(void* p, uint32_t rank, V v, uint64_t* bar) {
 template <class... P>
 cudaError_t launch(void (*kernel)(P...), const Launch& l, cudaStream_t, P... args) {
   return emulation::run(l, [=] { kernel(args...); });
+}
+template <class... P>
+int active_clusters(void (*)(P...), const Launch& l) {
+  return int(l.cluster) <= emulation::settings.largest_cluster ? 1 : 0;
 }
 }  // namespace device
 }  // namespace fastrnn
