@@ -17,7 +17,7 @@ BUILD_TOOLS = scikit-build-core pybind11 cmake ninja
 SOURCES := $(shell find csrc cuda python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' \
 	-o -name '*.pyi' -o -name py.typed) CMakeLists.txt pyproject.toml constraints.txt
 SANITIZE = build/sanitize
-CLANG_FILES = $(shell find csrc cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FILES = $(shell find csrc cuda tests/cuda_host -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test dev bench lint format sanitize wheel gpu clean distclean
 .DELETE_ON_ERROR:

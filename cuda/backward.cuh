@@ -1,8 +1,8 @@
 #pragma once
-// The backward time loop. Each step: the gradient of h of this CTA's units, from above and from the step after; the cell's
-// backward; then the product of the gate gradients with this CTA's slice of the weights, which gives every unit a part of
-// its gradient. The parts go to the units' owners, who add them in the order of the CTAs.
-// Gradients of weights and input are long products over all steps and are left to the caller.
+// The backward time loop. Each step: the gradient of h of this CTA's units, from above and from the step after; the
+// cell's backward; then the product of the gate gradients with this CTA's slice of the weights, which gives every unit
+// a part of its gradient. The parts go to the units' owners, who add them in the order of the CTAs. Gradients of
+// weights and input are long products over all steps and are left to the caller.
 #include "layer.cuh"
 
 namespace fastrnn {
@@ -24,8 +24,12 @@ class BackwardRun {
         extra_(reinterpret_cast<A*>(shared + cut_.extra)),
         operand_(reinterpret_cast<E*>(shared + cut_.operand[0])),
         shared_(shared),
-        signals_{p.geometry.schedule, p.geometry.ctas, at_.rank, work_.flags(p.workspace, group_),
-                 reinterpret_cast<uint64_t*>(shared), Patience(p)} {}
+        signals_{p.geometry.schedule,
+                 p.geometry.ctas,
+                 at_.rank,
+                 work_.flags(p.workspace, group_),
+                 reinterpret_cast<uint64_t*>(shared),
+                 Patience(p)} {}
 
   __device__ void run() {
     begin();
@@ -45,8 +49,7 @@ class BackwardRun {
   __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
   // The parts that arrive in exchange e, [from CTA][row][unit].
   __device__ A* inbox(int64_t e) const {
-    if (p_.geometry.schedule <= kCluster)
-      return reinterpret_cast<A*>(shared_ + (e & 1 ? cut_.sums : cut_.operand[1]));
+    if (p_.geometry.schedule <= kCluster) return reinterpret_cast<A*>(shared_ + (e & 1 ? cut_.sums : cut_.operand[1]));
     return outbox(e, at_.rank) - int64_t(at_.rank) * pairs();
   }
   // Where this CTA's part for another one goes (grid and stepwise).
@@ -81,7 +84,8 @@ class BackwardRun {
     for (int i = threadIdx.x; i < at_.rows * cut_.ldb; i += kThreads) operand_[i] = E(0.f);
     product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
     if constexpr (kLate)
-      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1], tiles<1>());
+      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1],
+                       tiles<1>());
     device::sync_block(device::kSiteLoaded);
     signals_.open();
   }
@@ -126,8 +130,7 @@ class BackwardRun {
       else
         v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (K + q - 1) * p_.H]);
     }
-    if (p_.dy)
-      v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
+    if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
     return v;
   }
 
@@ -156,8 +159,8 @@ class BackwardRun {
     return sum;
   }
 
-  // Gate gradients of one unit of one row. dstate holds what reached the state that left step k, except what is under way
-  // in exchange e.
+  // Gate gradients of one unit of one row. dstate holds what reached the state that left step k, except what is under
+  // way in exchange e.
   template <int stage>
   __device__ void unit(int64_t e, int i, int64_t k, const Kept& at) {
     const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
@@ -165,7 +168,8 @@ class BackwardRun {
     const RowTime when(p_, row, at_.d);
     if (k >= when.length) {  // nothing happens here in either direction: position k of x is padding
       if (stage == 0) write(k, row, unit, nullptr, nullptr, A(0));
-      for (int g = 0; g < S::gates(stage); ++g) operand_[i / at_.units * cut_.ldb + g * at_.units + i % at_.units] = E(0.f);
+      for (int g = 0; g < S::gates(stage); ++g)
+        operand_[i / at_.units * cut_.ldb + g * at_.units + i % at_.units] = E(0.f);
       return;
     }
     A *ds = dstate_ + i, dx[G], dr[G], ds_old[kStates];

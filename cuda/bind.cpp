@@ -1,6 +1,6 @@
 // fastrnn._cuda: the CUDA kernels on raw addresses, and what the CUDA runtime says about this machine.
-// Links the runtime statically and nothing of the driver, so it imports where there is neither GPU nor driver; functions
-// then answer with the reason instead of failing. Everything is checked in Python before it gets here.
+// Links the runtime statically and nothing of the driver, so it imports where there is neither GPU nor driver;
+// functions then answer with the reason instead of failing. Everything is checked in Python before it gets here.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -131,7 +131,8 @@ void check_waits() {
   if (!*word) return;
   *word = 0;
   throw std::runtime_error(
-      "fastrnn: a CUDA kernel of an earlier call gave up waiting for its other thread blocks, and its results are wrong; "
+      "fastrnn: a CUDA kernel of an earlier call gave up waiting for its other thread blocks, and its results are "
+      "wrong; "
       "expected all of them to run at the same time. Is the device shared with other work? "
       "Set FASTRNN_CUDA_SCHEDULE=stepwise to run without waits between thread blocks");
 }
@@ -155,14 +156,14 @@ CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t T, int6
               bool backward, const std::string& schedule, int device, const std::optional<py::dict>& chip) {
   const CudaQuery query{&kernels_of(cell, dtype), T, B, H, D, backward, schedule};
   if (chip)
-    return make_cuda_plan(query,
-                          {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
-                           (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()});
+    return make_cuda_plan(query, {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
+                                  (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()});
   const OnDevice guard(device);
   Chip own = chip_of(device);
   for (;;) {
     const CudaPlan plan = make_cuda_plan(query, own);
-    if (plan.geometry.schedule != kCluster || query.kernels->active_clusters(plan.geometry, D, backward) > 0) return plan;
+    if (plan.geometry.schedule != kCluster || query.kernels->active_clusters(plan.geometry, D, backward) > 0)
+      return plan;
     own.largest_cluster = plan.geometry.ctas / 2;
   }
 }
@@ -287,22 +288,40 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       .def_property_readonly("workspace_bytes", [](const CudaPlan& p) { return p.needs.workspace_bytes; })
       .def_property_readonly("us_per_step", [](const CudaPlan& p) { return p.us_per_step; })
       .def("__repr__", &repr);
-  m.def("plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D"),
-        py::arg("backward"), py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
-        "How a layer would run, on a device or on a chip described by multiprocessors, shared_bytes, largest_cluster and "
-        "cooperative.");
+  m.def(
+      "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D"),
+      py::arg("backward"), py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
+      "How a layer would run, on a device or on a chip described by multiprocessors, shared_bytes, largest_cluster and "
+      "cooperative.");
   py::class_<Layer>(m, "Layer")
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
                        int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace) {
-        return Layer{std::move(cell), std::move(dtype), T, B, H, D, std::move(weights), std::move(states_in), lengths,
-                     reset_mask, reset_t, reset_b, y, y_t, y_b, reserve, workspace};
+        return Layer{std::move(cell),
+                     std::move(dtype),
+                     T,
+                     B,
+                     H,
+                     D,
+                     std::move(weights),
+                     std::move(states_in),
+                     lengths,
+                     reset_mask,
+                     reset_t,
+                     reset_b,
+                     y,
+                     y_t,
+                     y_b,
+                     reserve,
+                     workspace};
       }));
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);
-  m.def("check_waits", &check_waits, "Raises if a kernel that has finished gave up waiting for its other thread blocks.");
-  m.def("set_wait_limit", [](double seconds) { wait_limit_ns = uint64_t(seconds * 1e9); }, py::arg("seconds"),
-        "How long a kernel waits for its other thread blocks; 0 makes every wait fail, for tests.");
+  m.def("check_waits", &check_waits,
+        "Raises if a kernel that has finished gave up waiting for its other thread blocks.");
+  m.def(
+      "set_wait_limit", [](double seconds) { wait_limit_ns = uint64_t(seconds * 1e9); }, py::arg("seconds"),
+      "How long a kernel waits for its other thread blocks; 0 makes every wait fail, for tests.");
 #if defined(FASTRNN_CUDA_EMULATED)
   bind_emulation(m);
 #endif

@@ -1,6 +1,6 @@
 #pragma once
-// Everything that is CUDA and not C++: PTX, intrinsics, launches. Under nvcc the real instructions; a host compiler gets
-// the same functions from tests/cuda_host, which runs the kernels on a CPU.
+// Everything that is CUDA and not C++: PTX, intrinsics, launches. Under nvcc the real instructions; a host compiler
+// gets the same functions from tests/cuda_host, which runs the kernels on a CPU.
 //
 // `site` names a barrier, so that a test can leave it out and see that the kernels' tests notice.
 #include <stdint.h>
@@ -97,11 +97,10 @@ __device__ __forceinline__ uint32_t address_in(const void* p, uint32_t rank) {
 }
 // Writes to where `p` lies in the CTA `rank` of the cluster, and counts the bytes at its `bar`.
 __device__ __forceinline__ void push(void* p, uint32_t rank, uint4 v, uint64_t* bar) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
-          address_in(p, rank)),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(address_in(bar, rank))
-      : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
+                   address_in(p, rank)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(address_in(bar, rank))
+               : "memory");
 }
 __device__ __forceinline__ void push(void* p, uint32_t rank, float v, uint64_t* bar) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address_in(p, rank)),
@@ -157,10 +156,9 @@ cudaError_t launch(void (*kernel)(P...), const Launch& l, cudaStream_t stream, P
 template <class... P>
 int active_clusters(void (*kernel)(P...), const Launch& l) {
   int count = 0;
-  const cudaError_t error =
-      with_config(reinterpret_cast<const void*>(kernel), l, nullptr, [&](const cudaLaunchConfig_t& config) {
-        return cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-      });
+  const cudaError_t error = with_config(
+      reinterpret_cast<const void*>(kernel), l, nullptr,
+      [&](const cudaLaunchConfig_t& config) { return cudaOccupancyMaxActiveClusters(&count, kernel, &config); });
   if (error != cudaSuccess) cudaGetLastError();  // it means: none
   return error == cudaSuccess ? count : 0;
 }

@@ -1,6 +1,6 @@
 #pragma once
-// The forward time loop, for any cell and schedule. Each step: wait for h of all units, multiply with this CTA's slice of
-// the recurrent weights, put the sums through the cell, send the new h on.
+// The forward time loop, for any cell and schedule. Each step: wait for h of all units, multiply with this CTA's slice
+// of the recurrent weights, put the sums through the cell, send the new h on.
 #include "layer.cuh"
 
 namespace fastrnn {
@@ -23,8 +23,12 @@ class ForwardRun {
         bias_(reinterpret_cast<A*>(shared + cut_.bias)),
         staging_(reinterpret_cast<E*>(shared + cut_.staging)),
         shared_(shared),
-        signals_{p.geometry.schedule, p.geometry.ctas, at_.rank, work_.flags(p.workspace, group_),
-                 reinterpret_cast<uint64_t*>(shared), Patience(p)} {}
+        signals_{p.geometry.schedule,
+                 p.geometry.ctas,
+                 at_.rank,
+                 work_.flags(p.workspace, group_),
+                 reinterpret_cast<uint64_t*>(shared),
+                 Patience(p)} {}
 
   __device__ void run() {
     begin();
@@ -91,7 +95,8 @@ class ForwardRun {
     }
     product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
     if constexpr (kLate)
-      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1], tiles<1>());
+      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1],
+                       tiles<1>());
     device::sync_block(device::kSiteLoaded);
     signals_.open();
   }

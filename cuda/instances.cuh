@@ -24,8 +24,12 @@ struct Instance {
   }
   static device::Launch shape(const Geometry& geo, int64_t D, bool backward) {
     const bool cluster = geo.schedule == kCluster;
-    return {unsigned(geo.ctas), unsigned(geo.groups), unsigned(D), kThreads,
-            unsigned(SharedLayout<Cell, E>(geo, backward).bytes), cluster ? unsigned(geo.ctas) : 1u,
+    return {unsigned(geo.ctas),
+            unsigned(geo.groups),
+            unsigned(D),
+            kThreads,
+            unsigned(SharedLayout<Cell, E>(geo, backward).bytes),
+            cluster ? unsigned(geo.ctas) : 1u,
             geo.schedule == kGrid};
   }
   static int active_clusters(const Geometry& geo, int64_t D, bool backward) {
@@ -56,7 +60,7 @@ struct Instance {
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(bytes), stream)) return error;
     if (p.geometry.schedule == kStepwise)
       if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E>,
-                                                                       shape(p.geometry, p.D, false), stream, p))
+                                                                shape(p.geometry, p.D, false), stream, p))
         return error;
     return launch_all<CudaForward>(forward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount, false, stream);
   }
@@ -68,8 +72,8 @@ struct Instance {
     return launch_all<CudaBackward>(backward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount + 1, true, stream);
   }
   static constexpr CudaKernels entry() {
-    return {Stages<Cell>::kCount, Cell::kGates, Cell::kStates, Cell::kSaved, sizeof(E) == 2, Cell::kSharedGateGrad,
-            &needs, &active_clusters, &forward, &backward};
+    return {Stages<Cell>::kCount,  Cell::kGates, Cell::kStates,    Cell::kSaved, sizeof(E) == 2,
+            Cell::kSharedGateGrad, &needs,       &active_clusters, &forward,     &backward};
   }
 };
 }  // namespace fastrnn

@@ -9,7 +9,7 @@ namespace fastrnn {
 struct Needs {
   int shared_bytes;
   int tiles_per_warp[2], row_tiles[2], depth_tiles[2];  // of each stage's product
-  int register_tiles, tile_bytes, column_tiles;         // per product; of a warp; how many tiles of 8 rows one walk takes
+  int register_tiles, tile_bytes, column_tiles;  // per product; of a warp; how many tiles of 8 rows one walk takes
   int64_t workspace_bytes;
 };
 

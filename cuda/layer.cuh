@@ -1,6 +1,6 @@
 #pragma once
-// What the forward and the backward kernel share: which rows and units a CTA owns, when a row starts, ends or resets, the
-// cut of shared memory, and waiting for the other CTAs of a group.
+// What the forward and the backward kernel share: which rows and units a CTA owns, when a row starts, ends or resets,
+// the cut of shared memory, and waiting for the other CTAs of a group.
 #include "../csrc/cells/all.h"
 #include "product.cuh"
 
@@ -25,8 +25,8 @@ struct SharedLayout {
   using A = typename Core<E>::Acc;
   using S = Stages<Cell>;
   ProductShape product[2];
-  int ldb;     // row stride of the product's operand
-  int ld_sums; // forward: of its result
+  int ldb;      // row stride of the product's operand
+  int ld_sums;  // forward: of its result
   int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;
 
   // Forward: out[gates x own units] over K = all units. Backward: out[all units] over K = gates x own units.
@@ -110,8 +110,8 @@ __device__ inline E* as(void* p) {
   return static_cast<E*>(p);
 }
 
-// Waiting with a limit. When time runs out the error word is set, and this thread waits no more: the kernel then runs to
-// its end on whatever data it has, and the host raises.
+// Waiting with a limit. When time runs out the error word is set, and this thread waits no more: the kernel then runs
+// to its end on whatever data it has, and the host raises.
 class Patience {
  public:
   __device__ explicit Patience(const CudaLayer& p) : error_(p.error), limit_ns_(p.wait_limit_ns) {}
@@ -128,6 +128,7 @@ class Patience {
     lost_ = true;
     device::store_release(error_, 1);
   }
+  __device__ bool lost() const { return lost_; }
 
  private:
   uint32_t* error_;
@@ -143,11 +144,14 @@ struct Workspace {
   int64_t buffer_bytes, carried_bytes, flag_bytes;  // of a group, a CTA, everything
   int64_t groups, ctas;
 
-  __host__ __device__ Workspace(const Geometry& geo, int64_t D, bool backward) : groups(D * geo.groups), ctas(geo.ctas) {
+  __host__ __device__ Workspace(const Geometry& geo, int64_t D, bool backward)
+      : groups(D * geo.groups), ctas(geo.ctas) {
     const SharedLayout<Cell, E> shared(geo, backward);
     const int64_t pairs = int64_t(geo.rows) * geo.units;
     const bool global = geo.schedule >= kGrid;
-    buffer_bytes = !global ? 0 : backward ? ctas * ctas * pairs * sizeof(A) : int64_t(geo.rows) * shared.ldb * sizeof(E);
+    buffer_bytes = !global    ? 0
+                   : backward ? ctas * ctas * pairs * sizeof(A)
+                              : int64_t(geo.rows) * shared.ldb * sizeof(E);
     buffer_bytes = (buffer_bytes + 127) / 128 * 128;
     carried_bytes = geo.schedule == kStepwise ? (Cell::kStates + Cell::kSaved) * pairs * sizeof(A) : 0;
     carried_bytes = (carried_bytes + 127) / 128 * 128;
@@ -166,8 +170,8 @@ struct Workspace {
   }
 };
 
-// The signals of a group. Exchange e (1, 2, ...) is the e-th that every CTA of the group makes and needs; its data lie in
-// buffer e & 1. Two buffers suffice: who sends e + 1 has received all of e, and so everybody has read e - 1.
+// The signals of a group. Exchange e (1, 2, ...) is the e-th that every CTA of the group makes and needs; its data lie
+// in buffer e & 1. Two buffers suffice: who sends e + 1 has received all of e, and so everybody has read e - 1.
 struct Signals {
   const int schedule, ctas, rank;
   uint32_t* flags;  // grid
@@ -200,9 +204,14 @@ struct Signals {
       device::sync_block(device::kSiteReceived);
     }
   }
-  // Nobody leaves while a peer may still write into its shared memory.
+  // Nobody leaves while a peer may still write into its shared memory: all that was pushed has been received, unless a
+  // wait was given up; then what is under way gets a millisecond to land.
   __device__ void close() {
-    if (schedule == kCluster) device::cluster_sync();
+    if (schedule != kCluster) return;
+    if (patience.lost() && threadIdx.x == 0)
+      for (const uint64_t start = device::now_ns(); device::now_ns() - start < 1'000'000;) {
+      }
+    device::cluster_sync();
   }
 };
 }  // namespace fastrnn

@@ -1,6 +1,6 @@
 #pragma once
-// What crosses from the host into a kernel: one layer, and how it is laid over the chip. Every offset is 64-bit; strides
-// are in elements; a null pointer means "absent".
+// What crosses from the host into a kernel: one layer, and how it is laid over the chip. Every offset is 64-bit;
+// strides are in elements; a null pointer means "absent".
 #include <stdint.h>
 
 namespace fastrnn {
@@ -25,19 +25,19 @@ struct Geometry {
 // One layer. T steps, B rows, H hidden units, D directions; x has been projected, and b_ih added, before.
 struct CudaLayer {
   int64_t T, B, H, D;
-  const void* w_hh[2];  // [G*H, H]
-  const void* b_hh[2];  // [G*H], null = zero
-  const void* states_in[2];    // h, c [D, B, H]; null = zero
-  const int64_t* lengths;      // [B], clamped to [0, T]; null = all T
-  const uint8_t* reset_mask;   // [T, B]; null = none
+  const void* w_hh[2];        // [G*H, H]
+  const void* b_hh[2];        // [G*H], null = zero
+  const void* states_in[2];   // h, c [D, B, H]; null = zero
+  const int64_t* lengths;     // [B], clamped to [0, T]; null = all T
+  const uint8_t* reset_mask;  // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
-  void* y;                     // [T, B, D*H]
+  void* y;  // [T, B, D*H]
   int64_t y_stride_t, y_stride_b;
-  void* reserve;               // [D, T, B, slots, H], slots = kSaved gates, then the states beyond h; null = inference
-  void* workspace;             // see workspace_bytes()
-  uint32_t* error;             // set to 1 when a wait ran out of time
-  uint64_t wait_limit_ns;      // of one wait; 0 makes every wait fail
-  int64_t first, last;         // exchanges [first, last) of this launch: all of them, or one (stepwise)
+  void* reserve;           // [D, T, B, slots, H], slots = kSaved gates, then the states beyond h; null = inference
+  void* workspace;         // see workspace_bytes()
+  uint32_t* error;         // set to 1 when a wait ran out of time
+  uint64_t wait_limit_ns;  // of one wait; 0 makes every wait fail
+  int64_t first, last;     // exchanges [first, last) of this launch: all of them, or one (stepwise)
   Geometry geometry;
 };
 

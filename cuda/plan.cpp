@@ -11,11 +11,11 @@ constexpr const char* kNames[kNumCudaSchedules] = {"cta", "cluster", "grid", "st
 // a launch 2 us; mma.sync m16n8k16 about 16 cycles a warp when two share a tensor core); not measured by this project.
 constexpr double kCyclesPerUs = 1700;
 constexpr double kExchangeUs[kNumCudaSchedules] = {0.05, 0.35, 1.1, 2.5};
-constexpr double kUsPerSender = 0.005;  // a flag to poll, a peer to push to
+constexpr double kUsPerSender = 0.005;                                   // a flag to poll, a peer to push to
 constexpr double kTensorTileCycles = 2 * 16, kPlainTileCycles = 2 * 70;  // two warps share one scheduler
-constexpr double kSharedTileCycles = 8, kStreamedTileCycles = 120;       // in addition, where it does not lie in registers
-constexpr double kPairCycles = 40;      // one unit of one row, per warp of 32
-constexpr double kFixedUs = 0.12;       // barriers and the latency of the cell
+constexpr double kSharedTileCycles = 8, kStreamedTileCycles = 120;  // in addition, where it does not lie in registers
+constexpr double kPairCycles = 40;                                  // one unit of one row, per warp of 32
+constexpr double kFixedUs = 0.12;                                   // barriers and the latency of the cell
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -29,8 +29,8 @@ class Search {
       if (q_.schedule.empty() || q_.schedule == kNames[schedule])
         for (int rows = 8; rows <= 32 && (rows == 8 || rows / 2 < q_.B); rows *= 2) consider(schedule, rows);
     if (!found_)
-      throw std::invalid_argument("plan: schedule is '" + q_.schedule + "', which cannot run H=" + std::to_string(q_.H) +
-                                  " on this device, expected another");
+      throw std::invalid_argument("plan: schedule is '" + q_.schedule + "', which cannot run H=" +
+                                  std::to_string(q_.H) + " on this device, expected another");
     return best_;
   }
 
@@ -44,7 +44,8 @@ class Search {
         for (int ctas = 2; ctas <= chip_.largest_cluster; ctas *= 2) consider(schedule, rows, ctas);
         return;
       case kGrid:
-        for (int ctas = 2; chip_.cooperative && ctas <= std::min(chip_.multiprocessors, kMaxCtas); ctas += ctas < 16 ? 2 : 4)
+        for (int ctas = 2; chip_.cooperative && ctas <= std::min(chip_.multiprocessors, kMaxCtas);
+             ctas += ctas < 16 ? 2 : 4)
           consider(schedule, rows, ctas);
         return;
       default:
@@ -78,7 +79,8 @@ class Search {
     if (q_.backward) return;
     for (int stage = 0; stage < q_.kernels->stages; ++stage) {
       Geometry trial = plan.geometry;
-      trial.ksplit[stage] = std::clamp(kWarps / plan.needs.row_tiles[stage], 1, std::max(1, plan.needs.depth_tiles[stage]));
+      trial.ksplit[stage] =
+          std::clamp(kWarps / plan.needs.row_tiles[stage], 1, std::max(1, plan.needs.depth_tiles[stage]));
       const Needs needs = q_.kernels->needs(trial, q_.D, q_.backward);
       if (needs.shared_bytes > chip_.shared_bytes) continue;
       plan.geometry = trial;
@@ -130,7 +132,8 @@ class Search {
 const char* cuda_schedule_name(int schedule) { return kNames[schedule]; }
 
 CudaPlan make_cuda_plan(const CudaQuery& query, const Chip& chip) {
-  if (!query.schedule.empty() && std::find(kNames, kNames + kNumCudaSchedules, query.schedule) == kNames + kNumCudaSchedules)
+  if (!query.schedule.empty() &&
+      std::find(kNames, kNames + kNumCudaSchedules, query.schedule) == kNames + kNumCudaSchedules)
     throw std::invalid_argument("plan: schedule is '" + query.schedule + "', expected cta, cluster, grid or stepwise");
   return Search(query, chip).best();
 }

@@ -1,6 +1,6 @@
 #pragma once
-// Which schedule runs a layer, and how it is cut: a pure function of the layer's shape and of what the chip has, so that it
-// can be asked about any chip on a machine without one.
+// Which schedule runs a layer, and how it is cut: a pure function of the layer's shape and of what the chip has, so
+// that it can be asked about any chip on a machine without one.
 #include <string>
 
 #include "kernels.h"
@@ -8,9 +8,9 @@
 namespace fastrnn {
 struct Chip {
   int multiprocessors;
-  int shared_bytes;       // that one CTA can have
-  int largest_cluster;    // CTAs that are sure to run together; 1 where there are no clusters
-  bool cooperative;       // whether all CTAs of a launch can be made to run together
+  int shared_bytes;     // that one CTA can have
+  int largest_cluster;  // CTAs that are sure to run together; 1 where there are no clusters
+  bool cooperative;     // whether all CTAs of a launch can be made to run together
 };
 
 struct CudaQuery {

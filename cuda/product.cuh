@@ -1,7 +1,7 @@
 #pragma once
-// out[m, n] = sum over k of a[m, k] b[n][k], the product of one time step: a is a slice of the recurrent weights, the same
-// in every step, b the few rows of the batch in shared memory. The weights are cut into tiles; each warp keeps its own,
-// the first in registers, more in shared memory, and reads what is left from global memory again in each step.
+// out[m, n] = sum over k of a[m, k] b[n][k], the product of one time step: a is a slice of the recurrent weights, the
+// same in every step, b the few rows of the batch in shared memory. The weights are cut into tiles; each warp keeps its
+// own, the first in registers, more in shared memory, and reads what is left from global memory again in each step.
 // Every sum is taken in one order, whatever is kept where.
 #include "device.cuh"
 #include "params.h"
@@ -155,7 +155,8 @@ class Product {
   using C = Core<E>;
 
  public:
-  // weights(m, k) yields an element, zero outside of the matrix. `shared` holds the warps' tiles, one warp after another.
+  // weights(m, k) yields an element, zero outside of the matrix. `shared` holds the warps' tiles, one warp after
+  // another.
   template <class Weights>
   __device__ void load(const Weights& weights, const ProductShape& shape, int in_registers, int shared_tiles,
                        typename C::Tile* shared) {
@@ -169,8 +170,7 @@ class Product {
 #pragma unroll
     for (int i = 0; i < kRegisters; ++i)
       if (i < registers_) tile_[i] = fetch(weights, i);
-    for (int i = 0; i < shared_tiles_ && registers_ + i < tiles_; ++i)
-      shared_[i * 32] = fetch(weights, registers_ + i);
+    for (int i = 0; i < shared_tiles_ && registers_ + i < tiles_; ++i) shared_[i * 32] = fetch(weights, registers_ + i);
   }
 
   // emit(m, n, part, sum): part counts the ksplit sums of an output.

@@ -306,9 +306,12 @@ def test_padding_may_hold_nan(device):
             assert x.grad.isfinite().all()
 
 
-def test_projection_is_refused(device):
-    with pytest.raises(NotImplementedError, match="lstm: proj_size is not implemented on CUDA"):
-        nn.LSTM(3, 8, proj_size=4).to(device)(torch.randn(2, 1, 3, device=device))
+@pytest.mark.parametrize("case", cases.PROJECTED, ids=str)
+def test_projection_runs_as_the_reference_does(device, case):
+    inputs = cases.make("lstm", case)
+    exact = inputs.to(torch.float64)
+    want = cases.oracle(exact)
+    cases.assert_close(results(on(device, inputs)), want | cases.gradients(exact, want), 4e-5)
 
 
 def test_an_empty_batch(device):

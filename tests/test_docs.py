@@ -15,7 +15,7 @@ import pytest
 import fastrnn
 
 SOURCE = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/semantics.md", "docs/kernels.md", "CONTRIBUTING.md", "bench/README.md"]
+PAGES = ["README.md", "docs/semantics.md", "docs/kernels.md", "docs/cuda.md", "CONTRIBUTING.md", "bench/README.md"]
 EXAMPLES = sorted(SOURCE.glob("examples/*.py"))
 PACKAGE = Path(fastrnn.__file__).parent
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())

@@ -49,8 +49,8 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 
 
 def reserve_shape(cell: str, T: int, B: int, H: int, P: int, directions: int) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward."""
-    return directions, T, B, CELLS[cell][2], H
+    """Shape of what forward keeps for backward; with a projection nothing, see _projected_forward()."""
+    return (1,) if P else (directions, T, B, CELLS[cell][2], H)
 
 
 def prepare_any(
@@ -63,11 +63,6 @@ def prepare_any(
     batch_first: bool,
 ) -> tuple:
     """The tensors of a call as the kernels read them: x, states and weights per direction, dense."""
-    n = len(weights) // directions
-    if n & 1:
-        raise NotImplementedError(
-            f"{function_of(cell)}: proj_size is not implemented on CUDA; move the module to cpu, or use fastrnn.to_torch"
-        )
     states = [_dense(s) for s in (h0, c0)[: CELLS[cell][1]]]
     return _dense(x), states, [_dense(w) for w in weights]
 
@@ -135,6 +130,9 @@ def forward(
     """As _kernels.forward(); `threads` is for CPUs."""
     dense, states, own = call
     T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
+    if P:
+        found = _projected_forward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
+        return *found, x.new_zeros(1) if training else None
     D, GH = directions, own[0].shape[0]
     y = x.new_empty(B, T, D * H) if batch_first else x.new_empty(T, B, D * H)
     last = [x.new_empty(D, B, H) for _ in states]
@@ -186,9 +184,12 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """As _kernels.backward()."""
+    T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
+    if P:
+        inputs, above = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (dy, dh, dc)
+        return _projected_backward(inputs, above, wanted)
     call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
     dense, states, own = call
-    T, B, I, H, _, n = sizes(cell, x, weights, directions, batch_first)
     D, GH = directions, own[0].shape[0]
     shared = module().CELLS[cell]["shared_gate_grad"]
     # All of these are [T, B, ...], as the long products want them.
@@ -220,6 +221,25 @@ def backward(
             cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, grads
         )
     return grads
+
+
+# A projected LSTM has no kernel yet. It runs as the reference does, one torch operation after another, in the dtype of
+# its tensors; backward computes forward again.
+
+
+def _projected_forward(*inputs) -> tuple[Tensor, ...]:
+    with torch.no_grad(), torch.autocast(inputs[1].device.type, enabled=False):
+        return tuple(o.clone() for o in _kernels.oracle(*inputs))  # the last states may be views of y
+
+
+def _projected_backward(inputs: tuple, above: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
+    cell, x, h0, c0, lengths, reset_mask, weights, *options = inputs
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, h0, c0, *weights)]
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        out = _kernels.oracle(cell, *leaves[:3], lengths, reset_mask, leaves[3:], *options)
+    pairs = [(o, d) for o, d in zip(out, above) if d is not None]
+    chosen = [t for t, want in zip(leaves, wanted) if want]
+    return list(torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True))
 
 
 def _input_gradient(dgx: Tensor, weights: Sequence[Tensor], n: int, batch_first: bool, x: Tensor) -> Tensor:

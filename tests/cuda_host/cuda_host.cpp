@@ -127,7 +127,8 @@ bool run_together(const std::vector<uint3>& indices, const device::Launch& launc
       Fiber& f = fibers[at];
       if (f.done || (f.waiting && f.waiting->generation == f.seen)) continue;
       const unsigned warp = unsigned(at / 32);
-      if (settings.seed && i % 32 == 0 && random() % 16 == 0) asleep_until[random() % asleep_until.size()] = round + random() % 32;
+      if (settings.seed && i % 32 == 0 && random() % 16 == 0)
+        asleep_until[random() % asleep_until.size()] = round + random() % 32;
       if (asleep_until[warp] > round) {
         progress = true;
         continue;
@@ -169,7 +170,9 @@ void wait(Barrier& barrier, unsigned members) {
 void push(void* p, unsigned rank, const void* value, unsigned size, uint64_t* bar) {
   const Block* self = current->block;
   const Block* peer = blocks[self->cluster * blocks_per_cluster + rank];
-  const auto there = [&](void* q) { return peer->shared.get() + (static_cast<unsigned char*>(q) - self->shared.get()); };
+  const auto there = [&](void* q) {
+    return peer->shared.get() + (static_cast<unsigned char*>(q) - self->shared.get());
+  };
   Push item{there(p) + settings.push_offset, size, {}};
   memcpy(item.bytes, value, size);
   pushes[there(bar)].push_back(item);
@@ -225,7 +228,9 @@ const char* cudaGetErrorName(cudaError_t e) { return e == cudaSuccess ? "cudaSuc
 const char* cudaGetErrorString(cudaError_t e) {
   return e == cudaErrorLaunchFailure ? "the emulated kernel did not finish" : "emulated";
 }
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) { return memset(p, value, bytes), cudaSuccess; }
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  return memset(p, value, bytes), cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return *p = calloc(1, bytes), cudaSuccess; }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {

@@ -48,8 +48,8 @@ struct Fiber {
   Block* block;
   uint3 thread;
   void* stack_pointer;
-  unsigned exchanges = 0;             // warp exchanges made so far
-  const Barrier* waiting = nullptr;   // not to be resumed before waiting->generation changes
+  unsigned exchanges = 0;            // warp exchanges made so far
+  const Barrier* waiting = nullptr;  // not to be resumed before waiting->generation changes
   unsigned seen = 0;
   bool done = false;
 };
@@ -77,7 +77,7 @@ struct Settings {
 extern Settings settings;
 extern Fiber* current;
 extern std::mt19937 random;
-extern std::vector<Block*> blocks;      // of this launch, cluster after cluster
+extern std::vector<Block*> blocks;  // of this launch, cluster after cluster
 extern std::vector<Barrier> cluster_barriers;
 extern unsigned threads_per_block, blocks_per_cluster;
 extern std::unordered_map<void*, std::vector<Push>> pushes;  // by their barrier, not yet arrived
