@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from . import _kernels
-from ._checks import function_of
 from ._kernels import CELLS, sizes
 
 DTYPES = {
