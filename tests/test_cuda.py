@@ -294,6 +294,19 @@ def test_narrow_types_run_as_they_are(device):
     assert y.dtype is torch.bfloat16
 
 
+# torch warns about its own internals while it compiles.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiles_in_one_graph(device):
+    module, x = nn.GRU(4, 12, bidirectional=True).to(device), torch.randn(5, 3, 4, device=device, requires_grad=True)
+    lengths = torch.tensor([5, 0, 3], device=device)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    found = []
+    for call in (module, compiled):
+        y, h = call(x, lengths=lengths)
+        found.append([y, h, *torch.autograd.grad(y.square().sum() + h.sum(), [x, *module.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
 def test_padding_may_hold_nan(device):
     for kind in ("LSTM", "GRU"):
         for options in ({}, {"reset_after": False})[: 1 + (kind == "GRU")]:
