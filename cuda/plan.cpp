@@ -28,9 +28,13 @@ class Search {
     for (int schedule = 0; schedule < kNumCudaSchedules; ++schedule)
       if (q_.schedule.empty() || q_.schedule == kNames[schedule])
         for (int rows = 8; rows <= 32 && (rows == 8 || rows / 2 < q_.B); rows *= 2) consider(schedule, rows);
-    if (!found_)
-      throw std::invalid_argument("plan: schedule is '" + q_.schedule + "', which cannot run H=" +
-                                  std::to_string(q_.H) + " on this device, expected another");
+    if (!found_) {
+      const std::string what =
+          q_.schedule.empty() ? "no schedule runs" : "schedule is '" + q_.schedule + "', which cannot run";
+      throw std::invalid_argument("plan: " + what + " H=" + std::to_string(q_.H) + " with B=" + std::to_string(q_.B) +
+                                  " on this device, expected a smaller layer" +
+                                  (q_.schedule.empty() ? "" : " or another schedule"));
+    }
     return best_;
   }
 

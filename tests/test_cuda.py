@@ -245,6 +245,8 @@ def test_a_schedule_that_cannot_run_is_refused(cuda_host):
         cuda_host.plan("lstm", "float32", 100, 8, 2048, 1, False, "cta", 0, CHIPS["H200"])
     with pytest.raises(ValueError, match="schedule is 'cluster', which cannot run"):
         cuda_host.plan("lstm", "float32", 100, 8, 128, 1, False, "cluster", 0, CHIPS["A100"])
+    with pytest.raises(ValueError, match="plan: no schedule runs H=1000000 with B=8 on this device"):
+        cuda_host.plan("lstm", "float32", 100, 8, 1_000_000, 1, False, "", 0, CHIPS["H200"])
     with pytest.raises(ValueError, match="schedule is 'warp', expected cta, cluster, grid or stepwise"):
         cuda_host.plan("lstm", "float32", 100, 8, 128, 1, False, "warp", 0, CHIPS["H200"])
 

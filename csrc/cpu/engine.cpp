@@ -44,16 +44,6 @@ Buffer::Buffer(int64_t bytes) : size_(bytes) {
 }
 void Buffer::Free::operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
 
-namespace {
-template <class T>
-const CellKernels<T>& kernels(const CpuTable& table, CellId cell) {
-  if constexpr (std::is_same<T, float>::value)
-    return table.f32[cell];
-  else
-    return table.f64[cell];
-}
-
-// Scratch of the calling thread, kept between calls unless it is large.
 char* thread_scratch(int64_t bytes) {
   constexpr int64_t kKeep = int64_t(64) << 20;
   thread_local Buffer scratch;
@@ -62,6 +52,15 @@ char* thread_scratch(int64_t bytes) {
     scratch = Buffer(bytes);
   }
   return scratch.data();
+}
+
+namespace {
+template <class T>
+const CellKernels<T>& kernels(const CpuTable& table, CellId cell) {
+  if constexpr (std::is_same<T, float>::value)
+    return table.f32[cell];
+  else
+    return table.f64[cell];
 }
 
 // Packed weights of recent inference calls, found by address and by content: a change of the weights by any means

@@ -21,6 +21,14 @@ void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options)
 template <class T>
 void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& options);
 
+template <class T>
+void run_additive_forward(const AdditiveForward<T>& p, int threads);
+template <class T>
+void run_additive_backward(const AdditiveBackward<T>& p, int threads);
+
+// Scratch of the calling thread, kept between calls unless it is large.
+char* thread_scratch(int64_t bytes);
+
 // Sets flush-to-zero and denormals-are-zero for the current thread, and restores the caller's mode on exit.
 class FlushDenormals {
  public:

@@ -1,4 +1,5 @@
 // The CPU kernels of one ISA. No include guard: compiled once per ISA with FASTRNN_ISA set to its name.
+#include "additive.h"
 #include "rnn_backward.h"
 #include "rnn_forward.h"
 
@@ -86,11 +87,14 @@ void activation(const char* name, int64_t n, const float* x, float* y) {
    packed_backward_bytes<Cell, T>, pack_backward<Cell, T>, backward_scratch<Cell, T>, rnn_backward<Cell, T>},
 #define FASTRNN_ROW_F32(name, Cell) FASTRNN_ROW(Cell, float)
 #define FASTRNN_ROW_F64(name, Cell) FASTRNN_ROW(Cell, double)
+#define FASTRNN_ATTENTION(T) {additive_scratch<T>, additive_forward<T>, additive_backward<T>}
 extern const CpuTable FASTRNN_CAT(table_, FASTRNN_ISA);
 const CpuTable FASTRNN_CAT(table_, FASTRNN_ISA) = {FASTRNN_STR(FASTRNN_ISA),
                                                    kVecBytes,
                                                    {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F32)},
                                                    {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F64)},
+                                                   FASTRNN_ATTENTION(float),
+                                                   FASTRNN_ATTENTION(double),
                                                    hash,
                                                    fma_loop,
                                                    read_loop,

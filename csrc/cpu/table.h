@@ -1,5 +1,6 @@
 #pragma once
 // One table of function pointers per ISA. Plain data, so that the per-ISA files may include it.
+#include "../attention.h"
 #include "../cells/all.h"
 #include "../params.h"
 #include "team.h"
@@ -60,11 +61,20 @@ struct CellKernels {
   void (*backward)(const BackwardJob<T>&);
 };
 
+template <class T>
+struct AttentionKernels {  // scratch: additive_scratch() bytes for the whole team, 64-byte aligned
+  int64_t (*additive_scratch)(const AdditiveInput<T>&, bool backward, int threads);
+  void (*additive_forward)(const AdditiveForward<T>&, char* scratch, const Team&);
+  void (*additive_backward)(const AdditiveBackward<T>&, char* scratch, const Team&);
+};
+
 struct CpuTable {
   const char* isa;
   int vec_bytes;
   CellKernels<float> f32[kNumCells];
   CellKernels<double> f64[kNumCells];
+  AttentionKernels<float> attention_f32;
+  AttentionKernels<double> attention_f64;
   uint64_t (*hash)(const void* data, int64_t bytes);  // of the content, for the pack cache
   double (*fma_loop)(int64_t iterations);             // returns FLOPs done
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);

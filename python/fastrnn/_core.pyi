@@ -107,6 +107,18 @@ def measure_fma(threads: int) -> float: ...
 def measure_read(bytes: int, threads: int) -> float: ...
 def activation(name: str, n: int, x: int, y: int) -> None: ...
 
+class Attention:  # what forward and backward share; contiguous arrays but for the mask
+    def __init__(
+        self, itemsize: int, B: int, Tq: int, Tk: int, D: int, Dv: int, query: int, key: int, value: int, v: int,
+        lengths: int, mask: int, mask_strides: list[int],
+    ) -> None: ...  # fmt: skip
+
+def additive_forward(attention: Attention, context: int, weights: int, threads: int, /) -> None: ...
+def additive_backward(
+    attention: Attention, weights: int, dcontext: int, dweights: int, dquery: int, dkey: int, dvalue: int, dv: int,
+    threads: int, /,
+) -> None: ...  # fmt: skip
+
 class Stepper:
     """Layers that advance by one time step; the weights are copied, the states are kept inside."""
 

@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import _backends, _checks
 from ._kernels import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
+from .attention import additive_attention
 from .ops import rnn_layer
 
-__all__ = ["gru", "lstm", "rnn"]
+__all__ = ["additive_attention", "gru", "lstm", "rnn"]
 
 State = tuple[Tensor, ...]
 _autocast_enabled = torch.is_autocast_enabled

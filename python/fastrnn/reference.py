@@ -155,3 +155,30 @@ def layer(
         ys.append(y)
         lasts.append(last)
     return torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))
+
+
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    v: Tensor,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bahdanau et al. 2015: softmax over k of v . tanh(query[q] + key[k]), and the weighted sum of the values.
+
+    Args:
+        query, key, value: [B, Tq, D], [B, Tk, D], [B, Tk, Dv].
+        v: [D].
+        lengths: [B] integers, how many keys are real.
+        mask: bool [B, Tq, Tk], true where a key may be attended.
+
+    Returns:
+        context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing.
+    """
+    score = ((query.unsqueeze(2) + key.unsqueeze(1)).tanh() * v).sum(-1)
+    keep = torch.ones_like(score, dtype=torch.bool) if mask is None else mask.expand_as(score)
+    if lengths is not None:
+        keep = keep & (torch.arange(key.shape[1], device=key.device) < lengths[:, None]).unsqueeze(1)
+    weights = score.masked_fill(~keep, torch.finfo(score.dtype).min).softmax(-1).masked_fill(~keep, 0)
+    return weights @ value, weights

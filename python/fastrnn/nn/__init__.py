@@ -1,4 +1,4 @@
-"""Recurrent modules with the arguments, parameter names, initialisation and state_dict of torch.nn's.
+"""Attention, and recurrent modules with the arguments, parameter names, initialisation and state_dict of torch.nn's.
 
 They hold parameters and call fastrnn.functional, nothing else. They do not derive from torch.nn.RNNBase: code that
 asks isinstance(m, torch.nn.GRU) does so to reach torch's own equations or kernels (exporters, quantisers), which would
@@ -7,7 +7,17 @@ that goes stale when a weight is replaced. Here weights are read by name at each
 parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 """
 
+from .attention import AdditiveAttention, BahdanauAttention
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AdditiveAttention",
+    "BahdanauAttention",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+]
