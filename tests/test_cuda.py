@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 import cases  # noqa: E402
 from cases import CELLS, Case  # noqa: E402
 
-from fastrnn import _backends, _cuda_kernels, nn, ops  # noqa: E402
+from fastrnn import DTypeError, ShapeError, _backends, _cuda_kernels, nn, ops  # noqa: E402
+from fastrnn._device_stepper import DeviceStepper  # noqa: E402
 
 SCHEDULES = ("cta", "cluster", "grid", "stepwise")
 # As in cases.TOLERANCE. The narrow types round h and the gate gradients at every step and the results once more: a few
@@ -319,6 +320,49 @@ def test_padding_may_hold_nan(device):
             y.square().sum().backward()
             assert all(p.grad.isfinite().all() for p in module.parameters())
             assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "options"), [("LSTM", {"proj_size": 3}), ("LSTM", {"num_layers": 2}), ("GRU", {})])
+def test_stepper_follows_the_module(device, kind, options):
+    module = getattr(nn, kind)(4, 8, **options).to(device)
+    n = len(module.all_weights[0])
+    layers = [(*w[:4], w[4] if n == 5 else None) for w in module.all_weights]
+    step, x = DeviceStepper(module._cell(), layers, batch_size=2), torch.randn(5, 2, 4, device=device)
+    y, _ = module(x)
+    for t in range(3):
+        torch.testing.assert_close(step(x[t]), y[t], atol=1e-6, rtol=1e-5)
+    kept = step.state
+    after = step(x[3])
+    step.state = kept
+    assert torch.equal(step(x[3]), after)
+    step.reset(torch.tensor([True, False], device=device))
+    assert not (step.state[0] if kind == "LSTM" else step.state)[:, 0].any()
+    step.reset()
+    torch.testing.assert_close(step(x[0]), y[0], atol=1e-6, rtol=1e-5)
+
+
+def test_stepper_names_bad_input(host):
+    step = DeviceStepper("gru", [(*nn.GRU(4, 8)._flat_weights, None)])
+    assert step(torch.ones(4)).shape == (8,)
+    for call, kind, text in [
+        (lambda: step(torch.ones(2, 4)), ShapeError, r"stepper: x has shape \(2, 4\), expected \(B, I\) = \(1, 4\)"),
+        (lambda: step(torch.ones(1, 4).double()), DTypeError, "stepper: x has dtype torch.float64"),
+        (lambda: step([1.0]), DTypeError, "stepper: x is a list, expected a torch.Tensor"),
+        (lambda: step.reset(torch.ones(1)), DTypeError, "stepper: mask has dtype torch.float32"),
+        (lambda: setattr(step, "state", torch.ones(1, 8)), ShapeError, "stepper: h0 has shape"),
+        (lambda: DeviceStepper("gru", [], 0), ShapeError, "batch_size has B = 0"),
+    ]:
+        with pytest.raises(kind, match=text):
+            call()
+
+
+def test_lengths_are_clamped(host):
+    inputs = cases.make("gru", Case(5, 3, 4, 8, D=2))
+    inputs.lengths = torch.tensor([-3, 9, 2])
+    found = results(inputs)
+    inputs.lengths = inputs.lengths.clamp(0, 5)
+    want = results(inputs)
+    assert all(torch.equal(found[name], want[name]) for name in want)
 
 
 @pytest.mark.parametrize("case", cases.PROJECTED, ids=str)

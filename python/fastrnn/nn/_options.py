@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
@@ -43,6 +45,17 @@ def initialise(module: Module, hidden_size: int) -> None:
     bound = 1 / math.sqrt(hidden_size)
     for weight in module.parameters():
         torch.nn.init.uniform_(weight, -bound, bound)
+
+
+def make_stepper(cell: str, layers: Sequence[tuple[Tensor | None, ...]], batch_size: int) -> Any:
+    """The stepper for the device that the weights are on."""
+    if layers[0][0].is_cpu:
+        from .._stepper import Stepper
+
+        return Stepper(cell, layers, batch_size, framework="torch")
+    from .._device_stepper import DeviceStepper
+
+    return DeviceStepper(cell, layers, batch_size)
 
 
 def check_nonlinearity(name: str, nonlinearity: object) -> None:

@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from .. import _checks
 from ..functional import Stack, as_pair, as_single, run_batched
 from ..ops import try_step
-from ._options import check_nonlinearity, check_options, initialise
+from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
 
 class _Cell(Module):
@@ -84,10 +84,8 @@ class _Cell(Module):
 
     def stepper(self, batch_size: int = 1) -> Any:
         """A stepper with this cell's weights, copied now; see LSTM.stepper()."""
-        from .._stepper import Stepper
-
         weights = [None if w is None else w.detach() for w in (*self._weights(), None, None)]
-        return Stepper(self._cell(), [(*weights[:4], None)], batch_size, framework="torch")
+        return make_stepper(self._cell(), [(*weights[:4], None)], batch_size)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch prints them."""

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from ..functional import Stack, as_pair, as_single, run
-from ._options import check_nonlinearity, check_options, initialise
+from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
 
 class _Recurrent(Module):
@@ -109,7 +109,8 @@ class _Recurrent(Module):
             batch_size: rows B of each step.
 
         Returns:
-            fastrnn._stepper.Stepper: step(x [B, I]) -> y [B, P or H].
+            fastrnn._stepper.Stepper, or fastrnn._device_stepper.DeviceStepper for a module on a GPU: step(x [B, I]) -> y
+            [B, P or H].
 
         Raises:
             ValueError: the module is bidirectional.
@@ -120,8 +121,6 @@ class _Recurrent(Module):
         """
         if self.bidirectional:
             raise ValueError(f"{self._function}: stepper() needs one direction, expected bidirectional=False")
-        from .._stepper import Stepper
-
         weights = [w.detach() for w in self._flat_weights]
         n = len(weights) // self.num_layers
         layers = []
@@ -129,7 +128,7 @@ class _Recurrent(Module):
             w = weights[k : k + n]
             biases = w[2:4] if n >= 4 else (None, None)
             layers.append((w[0], w[1], *biases, w[-1] if n & 1 else None))
-        return Stepper(self._cell(), layers, batch_size, framework="torch")
+        return make_stepper(self._cell(), layers, batch_size)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch prints them."""
