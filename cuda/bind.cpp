@@ -278,7 +278,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
     cells[kCellNames[i]] = py::dict(py::arg("shared_gate_grad") = kKernelsFloat32[i].shared_gate_grad,
                                     py::arg("late_gates") = kKernelsFloat32[i].stages - 1);
   m.attr("CELLS") = cells;
-  py::class_<CudaPlan>(m, "Plan")
+  py::class_<CudaPlan>(m, "Plan", py::module_local())
       .def_property_readonly("schedule", [](const CudaPlan& p) { return cuda_schedule_name(p.geometry.schedule); })
       .def_property_readonly("ctas", [](const CudaPlan& p) { return p.geometry.ctas; })
       .def_property_readonly("units", [](const CudaPlan& p) { return p.geometry.units; })
@@ -293,7 +293,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       py::arg("backward"), py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
       "How a layer would run, on a device or on a chip described by multiprocessors, shared_bytes, largest_cluster and "
       "cooperative.");
-  py::class_<Layer>(m, "Layer")
+  py::class_<Layer>(m, "Layer", py::module_local())
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
                        int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace) {

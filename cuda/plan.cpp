@@ -8,11 +8,12 @@ namespace {
 constexpr const char* kNames[kNumCudaSchedules] = {"cta", "cluster", "grid", "stepwise"};
 
 // Estimates from published latencies of an H100 (shared memory 29 cycles, distributed shared memory 180, L2 260 to 410,
-// a launch 2 us; mma.sync m16n8k16 about 16 cycles a warp when two share a tensor core); not measured by this project.
+// a launch 2 us; mma.sync m16n8k16 at two thirds of 512 multiply-adds a cycle and tensor core); not measured by this
+// project.
 constexpr double kCyclesPerUs = 1700;
 constexpr double kExchangeUs[kNumCudaSchedules] = {0.05, 0.35, 1.1, 2.5};
-constexpr double kUsPerSender = 0.005;                                   // a flag to poll, a peer to push to
-constexpr double kTensorTileCycles = 2 * 16, kPlainTileCycles = 2 * 70;  // two warps share one scheduler
+constexpr double kUsPerSender = 0.005;                                    // a flag to poll, a peer to push to
+constexpr double kTensorTileCycles = 2 * 6.5, kPlainTileCycles = 2 * 70;  // two warps share one scheduler
 constexpr double kSharedTileCycles = 8, kStreamedTileCycles = 120;  // in addition, where it does not lie in registers
 constexpr double kPairCycles = 40;                                  // one unit of one row, per warp of 32
 constexpr double kFixedUs = 0.12;                                   // barriers and the latency of the cell
@@ -77,19 +78,20 @@ class Search {
     found_ = true;
   }
 
-  // Forward: when there are fewer row tiles than warps, several warps share a tile's sum. Backward sends its sums on at
-  // once and does without.
+  // Forward: sums are divided so that the busiest warp has the fewest tiles. Backward sends its sums on at once and
+  // does without.
   void divide_depth(CudaPlan& plan) const {
     if (q_.backward) return;
     for (int stage = 0; stage < q_.kernels->stages; ++stage) {
       Geometry trial = plan.geometry;
-      trial.ksplit[stage] =
-          std::clamp(kWarps / plan.needs.row_tiles[stage], 1, std::max(1, plan.needs.depth_tiles[stage]));
-      const Needs needs = q_.kernels->needs(trial, q_.D, q_.backward);
-      if (needs.shared_bytes > chip_.shared_bytes) continue;
-      plan.geometry = trial;
+      for (trial.ksplit[stage] = 2; trial.ksplit[stage] <= kWarps; ++trial.ksplit[stage]) {
+        const Needs needs = q_.kernels->needs(trial, q_.D, q_.backward);
+        if (needs.shared_bytes > chip_.shared_bytes) break;
+        if (needs.tiles_per_warp[stage] >= plan.needs.tiles_per_warp[stage]) continue;
+        plan.geometry = trial;
+        plan.needs = needs;
+      }
     }
-    plan.needs = q_.kernels->needs(plan.geometry, q_.D, q_.backward);
   }
 
   // Weights go to registers, then to shared memory; false if some are left and the schedule is one that keeps them.

@@ -3,6 +3,8 @@
 // same in every step, b the few rows of the batch in shared memory. The weights are cut into tiles; each warp keeps its
 // own, the first in registers, more in shared memory, and reads what is left from global memory again in each step.
 // Every sum is taken in one order, whatever is kept where.
+#include <initializer_list>
+
 #include "device.cuh"
 #include "params.h"
 
@@ -37,7 +39,7 @@ __device__ inline __half narrow(float v) {
 template <class E>
 struct Core {
   using Acc = E;
-  static constexpr int kRows = 4, kDepth = 32, kColumnTiles = 1, kRegisterTiles = sizeof(E) == 4 ? 8 : 0;
+  static constexpr int kRows = 4, kDepth = 32, kColumnTiles = 1, kChains = 1, kRegisterTiles = sizeof(E) == 4 ? 8 : 0;
   struct Tile {
     E a[4];
   };
@@ -54,7 +56,7 @@ struct Core {
 #pragma unroll
     for (int i = 0; i < 32; ++i) sums.s[i] = 0;
   }
-  static __device__ void multiply(Sums& sums, const Tile& tile, const E* b, int ldb, int k, int, int lane) {
+  static __device__ void multiply(int, Sums& sums, const Tile& tile, const E* b, int ldb, int k, int, int lane) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const E v = b[n * ldb + k + lane];
@@ -89,7 +91,7 @@ struct Core {
 template <class E>
 struct TensorCore {
   using Acc = float;
-  static constexpr int kRows = 16, kDepth = 16, kColumnTiles = 4, kRegisterTiles = 24;
+  static constexpr int kRows = 16, kDepth = 16, kColumnTiles = 4, kChains = 2, kRegisterTiles = 28;
   struct Tile {
     uint32_t a[4];
   };
@@ -114,24 +116,32 @@ struct TensorCore {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums.s[j][i] = 0;
   }
-  static __device__ void multiply(Sums& sums, const Tile& tile, const E* b, int ldb, int k, int column_tiles,
+  // With one column tile the sums are taken in two chains, because a product that adds to the one before waits for it.
+  static __device__ void multiply(int chain, Sums& sums, const Tile& tile, const E* b, int ldb, int k, int column_tiles,
                                   int lane) {
+    const E* row = b + lane / 4 * ldb + k + lane % 4 * 2;
+    if (column_tiles == 1) return chain == 0 ? add(sums.s[0], tile, row) : add(sums.s[1], tile, row);
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
-      if (j >= column_tiles) break;
-      const E* row = b + (j * 8 + lane / 4) * ldb + k + lane % 4 * 2;
-      device::mma_16816(sums.s[j], tile.a, *reinterpret_cast<const uint32_t*>(row),
-                        *reinterpret_cast<const uint32_t*>(row + 8), E());
-    }
+    for (int j = 0; j < kColumnTiles; ++j)
+      if (j < column_tiles) add(sums.s[j], tile, row + j * 8 * ldb);
   }
   template <class Emit>
   static __device__ void emit(Sums& sums, int m, int column_tiles, int lane, const Emit& out) {
+    if (column_tiles == 1)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums.s[0][i] += sums.s[1][i];
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j) {
       if (j >= column_tiles) break;
 #pragma unroll
       for (int i = 0; i < 4; ++i) out(m + lane / 4 + (i >> 1) * 8, j * 8 + lane % 4 * 2 + (i & 1), sums.s[j][i]);
     }
+  }
+
+ private:
+  static __device__ void add(float (&sum)[4], const Tile& tile, const E* row) {
+    device::mma_16816(sum, tile.a, *reinterpret_cast<const uint32_t*>(row), *reinterpret_cast<const uint32_t*>(row + 8),
+                      E());
   }
 };
 template <>
@@ -142,7 +152,9 @@ struct Core<__half> : TensorCore<__half> {};
 template <class E>
 __host__ __device__ inline ProductShape product_shape(int M, int K, int ksplit) {
   const int tiles = (K + Core<E>::kDepth - 1) / Core<E>::kDepth;
-  return {(M + Core<E>::kRows - 1) / Core<E>::kRows, ksplit, (tiles + ksplit - 1) / ksplit};
+  constexpr int kChains = Core<E>::kChains;
+  return {(M + Core<E>::kRows - 1) / Core<E>::kRows, ksplit,
+          ((tiles + ksplit - 1) / ksplit + kChains - 1) / kChains * kChains};
 }
 // Row stride of b: whole tiles, and 16 bytes so that neighbouring rows start in other banks.
 template <class E>
@@ -181,9 +193,11 @@ class Product {
       Walk at{warp_ / shape_.row_tiles, warp_ % shape_.row_tiles, 0, warp_};
       typename C::Sums sums;
       C::clear(sums);
-      const auto feed = [&](const typename C::Tile& tile) {
-        C::multiply(sums, tile, b + n * ldb, ldb, (at.part * shape_.k_tiles + at.k) * C::kDepth, column_tiles, lane_);
-        if (++at.k < shape_.k_tiles) return;
+      // Tiles come in groups of as many as there are chains, so that an item ends with a group.
+      const auto feed = [&](const auto&... tile) {
+        int chain = 0;
+        (void)std::initializer_list<int>{(multiply(chain++, sums, tile, b + n * ldb, ldb, at, column_tiles), 0)...};
+        if (at.k < shape_.k_tiles) return;
         C::emit(sums, at.row * C::kRows, column_tiles, lane_,
                 [&](int m, int column, typename C::Acc v) { emit(m, n + column, at.part, v); });
         C::clear(sums);
@@ -192,12 +206,19 @@ class Product {
         at.part = at.item / shape_.row_tiles;
         at.row = at.item % shape_.row_tiles;
       };
+      const auto feed_group = [&](const auto& tile, int i) {
+        if constexpr (C::kChains == 2)
+          feed(tile(i), tile(i + 1));
+        else
+          feed(tile(i));
+      };
 #pragma unroll
-      for (int i = 0; i < kRegisters; ++i)
-        if (i < registers_) feed(tile_[i]);
+      for (int i = 0; i < kRegisters; i += C::kChains)
+        if (i < registers_) feed_group([&](int j) -> const typename C::Tile& { return tile_[j]; }, i);
       int i = registers_;
-      for (; i < tiles_ && i < registers_ + shared_tiles_; ++i) feed(shared_[(i - registers_) * 32]);
-      for (; i < tiles_; ++i) feed(fetch(weights, i));
+      for (; i < tiles_ && i < registers_ + shared_tiles_; i += C::kChains)
+        feed_group([&](int j) -> const typename C::Tile& { return shared_[(j - registers_) * 32]; }, i);
+      for (; i < tiles_; i += C::kChains) feed_group([&](int j) { return fetch(weights, j); }, i);
     }
   }
 
@@ -205,6 +226,10 @@ class Product {
   struct Walk {
     int part, row, k, item;
   };
+  __device__ void multiply(int chain, typename C::Sums& sums, const typename C::Tile& tile, const E* b, int ldb,
+                           Walk& at, int column_tiles) const {
+    C::multiply(chain, sums, tile, b, ldb, (at.part * shape_.k_tiles + at.k++) * C::kDepth, column_tiles, lane_);
+  }
   template <class Weights>
   __device__ typename C::Tile fetch(const Weights& weights, int i) const {
     const int item = warp_ + i / shape_.k_tiles * kWarps;
