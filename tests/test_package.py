@@ -269,8 +269,9 @@ def test_stub_lists_what_the_module_has(name):
     module = importlib.import_module(f"fastrnn.{name}")
     assert stub | {node.name for node in classes} == {n for n in vars(module) if not n.startswith("__")}
     for node in classes:
-        methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)} - {"__init__"}
-        assert methods == {n for n in vars(getattr(module, node.name)) if not n.startswith("_")}, node.name
+        listed = {item.name for item in node.body if isinstance(item, ast.FunctionDef)} - {"__init__"}
+        listed |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+        assert listed == {n for n in vars(getattr(module, node.name)) if not n.startswith("_")}, node.name
 
 
 def test_stub_describes_the_cells():
