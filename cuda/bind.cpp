@@ -108,9 +108,12 @@ const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype)
 }
 
 Chip chip_of(int device) {
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  if (major < 8)
+    throw std::runtime_error("fastrnn: cuda:" + std::to_string(device) + " has compute capability " +
+                             std::to_string(major) + ".x, expected 8.0 (Ampere) or newer; move the module to cpu");
   return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 ? 16 : 1,
-          attribute(cudaDevAttrCooperativeLaunch, device) != 0};
+          major >= 9 ? 16 : 1, attribute(cudaDevAttrCooperativeLaunch, device) != 0};
 }
 
 // A word in host memory that kernels set when a wait ran out of time: it can be read without synchronising. One for all
