@@ -10,7 +10,7 @@ import cases  # noqa: E402
 from cases import CELLS, Case  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 
-from fastrnn import _kernels, ops, reference  # noqa: E402
+from fastrnn import DeviceError, _kernels, ops, reference  # noqa: E402
 
 SMALL = Case(4, 3, 2, 3, D=2, ragged=True, reset=0.3)
 SMALL_PROJECTED = Case(3, 2, 2, 3, D=2, P=2, batch_first=True, bias=False)
@@ -80,6 +80,24 @@ def test_a_gradient_is_computed_only_where_it_is_wanted(monkeypatch):
         assert wanted == [name]
         assert t.grad is not None
         assert dstates_out[0] and not dstates_out[1], "nothing came back through c"
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_backward_finds_tensors_whose_memory_moved_or_is_gone(k):
+    """Sharded training frees and refills storages between forward and backward without a new version."""
+    i = cases.make("gru", Case(3, 2, 4, 16))
+    f, tensors = flat(i)
+    want = torch.autograd.grad(f(*tensors)[0].sum(), tensors)
+    total, old = f(*tensors)[0].sum(), tensors[k].detach().clone()
+    with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tensors[k]):
+        before = tensors[k].data_ptr()
+        tensors[k].untyped_storage().resize_(0)
+        with pytest.raises(DeviceError, match="storage of 0 bytes"):
+            torch.autograd.grad(total, tensors, retain_graph=True)
+        tensors[k].untyped_storage().resize_(old.nbytes + 64 * 1024)
+        tensors[k].copy_(old)
+        assert tensors[k].data_ptr() != before
+    assert all(torch.equal(g, w) for g, w in zip(torch.autograd.grad(total, tensors), want))
 
 
 def test_outputs_that_get_no_gradient():

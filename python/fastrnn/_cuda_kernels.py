@@ -57,6 +57,7 @@ def prepare_any(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
+    reset_mask: Tensor | None,
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
@@ -181,13 +182,14 @@ def backward(
     dh: Tensor | None,
     dc: Tensor | None,
     wanted: Sequence[bool],
+    call: tuple | None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward()."""
+    """As _kernels.backward(); `call` would keep copies alive from forward on, and is not used."""
     T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
     if P:
         inputs, above = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (dy, dh, dc)
         return _projected_backward(inputs, above, wanted)
-    call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    call = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     dense, states, own = call
     D, GH = directions, own[0].shape[0]
     shared = module().CELLS[cell]["shared_gate_grad"]

@@ -33,6 +33,7 @@ _CHECK_TOLERANCE = {
 }  # of 1 + |expected|; a wrong kernel is wrong by far more
 
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
+_bool = torch.bool
 
 
 def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batch_first: bool):
@@ -74,6 +75,7 @@ def prepare(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
+    reset_mask: Tensor | None,
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
@@ -97,7 +99,8 @@ def prepare(
         item = 4 if dtype is torch.float32 else 8 if dtype is torch.float64 else 0
         if not x.is_cpu or not item or not n0 or not n1 or not I or (s2 != 1 and I != 1) or x.is_neg():
             return None
-        if (x.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + I) * item > x.untyped_storage().nbytes():
+        nbytes = x.untyped_storage().nbytes()
+        if (x.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + I) * item > nbytes:
             return None
         n = len(weights) // directions
         if expected is None:
@@ -113,19 +116,22 @@ def prepare(
             return None
         addresses = []
         low = x_address = x.data_ptr()
+        seen = [(x_address, nbytes)]
         for w, (shape, numel) in zip(weights, table):
+            nbytes = w.untyped_storage().nbytes()
             if (
                 w.shape != shape
                 or w.dtype is not dtype
                 or not w.is_cpu
                 or not w.is_contiguous()
-                or (w.storage_offset() + numel) * item > w.untyped_storage().nbytes()
+                or (w.storage_offset() + numel) * item > nbytes
                 or w.is_neg()
                 or (type(w) is not Parameter and type(w) is not Tensor)
             ):
                 return None
             address = w.data_ptr()
             addresses.append(address)
+            seen.append((address, nbytes))
             low |= address
         states = []
         B = n0 if batch_first else n1
@@ -137,26 +143,52 @@ def prepare(
             if s is None:
                 states.append(0)
                 continue
+            nbytes = s.untyped_storage().nbytes()
             if (
                 s.shape != (*rows, width)
                 or s.dtype is not dtype
                 or not s.is_cpu
                 or not s.is_contiguous()
-                or (s.storage_offset() + directions * B * width) * item > s.untyped_storage().nbytes()
+                or (s.storage_offset() + directions * B * width) * item > nbytes
                 or s.is_neg()
                 or (type(s) is not Tensor and type(s) is not Parameter)
             ):
                 return None
             address = s.data_ptr()
             states.append(address)
+            seen.append((address, nbytes))
             low |= address
+        mask = mask_0 = mask_1 = 0
+        if reset_mask is not None:
+            nbytes = reset_mask.untyped_storage().nbytes()
+            mask_0, mask_1 = reset_mask.stride()
+            if (
+                type(reset_mask) is not Tensor
+                or reset_mask.dtype is not _bool
+                or not reset_mask.is_cpu
+                or reset_mask.shape != (n0, n1)
+                or reset_mask.storage_offset() + (n0 - 1) * mask_0 + (n1 - 1) * mask_1 >= nbytes
+            ):
+                return None
+            mask = reset_mask.data_ptr()
+            seen.append((mask, nbytes))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError):
         return None  # not tensors, sparse, another rank
     if low & (item - 1):  # misaligned, as torch.frombuffer allows
         return None
     if batch_first:
-        n0, n1, s0, s1 = n1, n0, s1, s0
-    return item, n0, n1, I, H, P, x_address, s0, s1, five_per_direction(addresses, n), states, rows, None
+        n0, n1, s0, s1, mask_0, mask_1 = n1, n0, s1, s0, mask_1, mask_0
+    five = five_per_direction(addresses, n)
+    return item, n0, n1, I, H, P, x_address, s0, s1, five, states, mask, mask_0, mask_1, rows, seen
+
+
+def _still_there(call: tuple, x: Tensor, weights: Sequence[Tensor], others: Sequence[Tensor | None]) -> bool:
+    """Whether these are in the memory where prepare() saw them; their storages may have been freed or moved since.
+
+    others: h0, c0, reset_mask.
+    """
+    tensors = (x, *weights, *(t for t in others if t is not None))
+    return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors] == call[-1]
 
 
 def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
@@ -192,6 +224,7 @@ def prepare_any(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
+    reset_mask: Tensor | None,
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
@@ -204,34 +237,30 @@ def prepare_any(
     states = [_dense(cell, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
     addresses = five_per_direction([w.data_ptr() for w in weights], n)
     call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)]
-    return *call, (directions, B), (x, weights, states)  # the last keeps the memory
+    mask = _mask_in_place(cell, reset_mask, batch_first)
+    return *call, *mask, (directions, B), (x, weights, states)  # the last keeps the memory; prepare() has what it saw
 
 
-def is_plain_mask(reset_mask: object, n0: int, n1: int) -> bool:
-    """Whether this is right as it is, so that no check need explain it: a mask must cost next to nothing."""
-    return (
-        type(reset_mask) is Tensor
-        and reset_mask.dtype is torch.bool
-        and reset_mask.layout is torch.strided
-        and reset_mask.is_cpu
-        and reset_mask.shape == (n0, n1)
-    )
-
-
-def _where(cell: str, lengths: Tensor | None, reset_mask: Tensor | None, T: int, batch_first: bool):
-    """lengths as int64 and the mask's strides; the values are read here because no earlier layer may."""
-    if lengths is not None:
-        lengths = _dense(cell, "lengths", lengths.to(torch.int64))
-        if lengths.numel():
-            lowest, highest = lengths.aminmax()
-            check_lengths(function_of(cell), int(lowest), int(highest), T)
+def _mask_in_place(cell: str, reset_mask: Tensor | None, batch_first: bool) -> tuple[int, int, int]:
+    """Address and strides over t and b: a mask is read where it lies."""
     if reset_mask is None:
-        return lengths, 0, 0, 0
+        return 0, 0, 0
     have, (n0, n1), (s0, s1) = reset_mask.untyped_storage().nbytes(), reset_mask.shape, reset_mask.stride()
     needed = reset_mask.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + 1
     if n0 and n1 and needed > have:
         raise storage_error(function_of(cell), "reset_mask", have, needed)
-    return (lengths, reset_mask.data_ptr(), s1, s0) if batch_first else (lengths, reset_mask.data_ptr(), s0, s1)
+    return (reset_mask.data_ptr(), s1, s0) if batch_first else (reset_mask.data_ptr(), s0, s1)
+
+
+def _checked_lengths(cell: str, lengths: Tensor | None, T: int) -> Tensor | None:
+    """lengths as int64; the values are read here because no earlier layer may."""
+    if lengths is None:
+        return None
+    lengths = _dense(cell, "lengths", lengths.to(torch.int64))
+    if lengths.numel():
+        lowest, highest = lengths.aminmax()
+        check_lengths(function_of(cell), int(lowest), int(highest), T)
+    return lengths
 
 
 def _address(t: Tensor | None) -> int:
@@ -259,7 +288,7 @@ def forward(
     `call` comes from prepare() or prepare_any(). whole_reserve zeroes what the kernel leaves unwritten, so that an
     operator's outputs are reproducible.
     """
-    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, rows, _owners = call
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, *mask, rows, _ = call
     out = P or H
     width = directions * out
     if batch_first:
@@ -272,19 +301,15 @@ def forward(
         states_out = [h.data_ptr(), c.data_ptr()]
     else:
         c, states_out = None, [h.data_ptr()]
-    lengths64 = None
-    lengths_address = mask = mask_t = mask_b = 0
-    if lengths is not None or reset_mask is not None:
-        lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
-        lengths_address = _address(lengths64)
+    lengths64 = None if lengths is None else _checked_lengths(cell, lengths, T)
     reserve, reserve_address = None, 0
     if training:
         new = x.new_zeros if whole_reserve and (lengths is not None or H % LANES) else x.new_empty
         reserve = new(reserve_shape(cell, T, B, H, P, directions))
         reserve_address = reserve.data_ptr()
     _core_forward(
-        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, lengths_address, mask,
-        mask_t, mask_b, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
+        *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
     )  # fmt: skip
     if CHECK:
         check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
@@ -309,31 +334,37 @@ def backward(
     dh: Tensor | None,
     dc: Tensor | None,
     wanted: Sequence[bool],
+    call: tuple | None = None,
 ) -> list[Tensor]:
-    """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order."""
-    call = prepare(cell, x, h0, c0, weights, directions, batch_first, None)
-    if call is None:
-        call = prepare_any(cell, x, h0, c0, weights, directions, batch_first)
-    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, _rows_of_states, _owners = call
+    """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
+
+    `call` is forward's, if it is at hand: it saves a second look at every tensor.
+    """
+    if call is None or not _still_there(call, x, weights, (h0, c0, reset_mask)):
+        call = prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, None)
+    plain = call is not None  # then the weights are contiguous
+    if not plain:
+        call = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
+    item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, *mask, _, _ = call
     y, y_t, y_b = _rows(cell, "y", y, batch_first)
     dh, dc = _dense(cell, "dh", dh), _dense(cell, "dc", dc)
     dy_t = dy_b = 0
     if dy is not None:
         dy, dy_t, dy_b = _rows(cell, "dy", dy, batch_first)
-    lengths64, mask, mask_t, mask_b = None, 0, 0, 0
-    if lengths is not None or reset_mask is not None:
-        lengths64, mask, mask_t, mask_b = _where(cell, lengths, reset_mask, T, batch_first)
+    lengths64 = _checked_lengths(cell, lengths, T)
     reserve = _dense(cell, "reserve", reserve)
 
     # x may be expanded and weights may be views: gradients are new contiguous tensors of the same shape.
-    shapes = [x.shape, (directions, B, P or H), (directions, B, H), *(w.shape for w in weights)]
+    shapes = [x.shape, (directions, B, P or H), (directions, B, H)]
     grads = [x.new_empty(shape) if want else None for shape, want in zip(shapes, wanted)]
+    for w, want in zip(weights, wanted[3:]):
+        grads.append(None if not want else torch.empty_like(w) if plain else x.new_empty(w.shape))
     dx, dh0, dc0, *dweights = map(_address, grads)
     dx_t, dx_b = (I, T * I) if batch_first else (B * I, I)
     S = len(states_in)
     _core_backward(
-        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64), mask,
-        mask_t, mask_b, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
+        *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
         [_address(dh), _address(dc)][:S], dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
     )  # fmt: skip

@@ -35,7 +35,7 @@ _lib.define(
 def _forward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, training):
     check_layer("rnn_forward", cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first)
     kernels = _backends.kernels_of(x)
-    call = kernels.prepare_any(cell, x, h0, c0, weights, directions, batch_first)
+    call = kernels.prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     args = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads)
     y, h, c, reserve = kernels.forward(call, *args, training, whole_reserve=True)
     return y, h, x.new_empty(0) if c is None else c, x.new_empty(0) if reserve is None else reserve

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from . import _backends, _kernels, _operators
 from ._checks import function_of
-from ._kernels import CELLS, is_plain_mask, prepare
+from ._kernels import CELLS, prepare
 from ._layer_checks import check_layer, check_rows
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -35,27 +35,25 @@ class _Eager(torch.autograd.Function):
     """Path 2."""
 
     @staticmethod
-    def forward(ctx, call, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights):
-        args = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads)
-        y, h, c, reserve = _backends.kernels_of(x).forward(call, *args, True)
-        ctx.save_for_backward(x, h0, c0, lengths, reset_mask, y, reserve, *weights)
-        ctx.options = (directions, batch_first, schedule, threads)
-        ctx.cell = cell
+    def forward(ctx, call, cell, rows, options, x, h0, c0, *weights):
+        y, h, c, reserve = _backends.kernels_of(x).forward(call, cell, x, h0, c0, *rows, weights, *options, True)
+        ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
+        ctx.call, ctx.cell, ctx.options = call, cell, options
         ctx.set_materialize_grads(False)
         return (y, h) if c is None else (y, h, c)
 
     @staticmethod
     def backward(ctx, dy, dh, dc=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
-        options, need = ctx.options, ctx.needs_input_grad
-        wanted = (need[2], need[3], need[4], *need[11:])
+        options = ctx.options
+        wanted = ctx.needs_input_grad[4:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
             found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
-            found = _backends.kernels_of(x).backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted)
-        dx, dh0, dc0, *dweights = _operators.spread(found, wanted)
-        return None, None, dx, dh0, dc0, None, None, None, None, None, None, *dweights
+            backward = _backends.kernels_of(x).backward
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.call)
+        return None, None, None, None, *_operators.spread(found, wanted)
 
 
 def _watched() -> bool:
@@ -137,7 +135,7 @@ def rnn_layer(
     watched = _watched()
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
-    call = None if watched else prepare(cell, x, h0, c0, weights, directions, batch_first, expected)
+    call = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
     function = function or function_of(cell)
     if call is None:
         check_layer(
@@ -146,15 +144,15 @@ def rnn_layer(
         if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
-        call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, weights, directions, batch_first)
-    elif lengths is not None or (reset_mask is not None and not is_plain_mask(reset_mask, *x.shape[:2])):
+        call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
+    elif lengths is not None:
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
-        if _exotic((lengths, reset_mask)):
+        if _exotic((lengths,)):
             return _states_of(cell, *_operators.call(args, list(weights), options))
     if _grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
-                y, *last = _Eager.apply(call, *args, *options, *weights)
+                y, *last = _Eager.apply(call, cell, (lengths, reset_mask), options, x, h0, c0, *weights)
                 return y, tuple(last)
     y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False)
     return y, (h,) if c is None else (h, c)
@@ -175,7 +173,7 @@ def try_step(
     if _grad_enabled() or _watched() or _kernels.CHECK:
         return None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    call = prepare(cell, x, h0, c0, weights, 1, False, sizes, True)
+    call = prepare(cell, x, h0, c0, None, weights, 1, False, sizes, True)
     if call is None:
         return None
     _, h, c, _ = _kernels.forward(call, cell, x, h0, c0, None, None, weights, 1, False, "", 0, False)
