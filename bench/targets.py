@@ -37,6 +37,7 @@ class Result:
     at_least: bool = True
     worst: str = ""
     fraction: float | None = None  # of the measured ceiling at the worst point, None where the model says nothing
+    limit: float | None = None  # what `value` would be if every point were at its ceiling
 
     @property
     def met(self) -> bool:
@@ -109,10 +110,14 @@ def lowest(row, work, against, target, points, peer=None, mean=None) -> list[Res
         return []
     value, worst = min(rated, key=lambda pair: pair[0])
     best = "" if peer else f" ({worst.best_peer})"
-    found = [Result(row, work, against, target, value, True, f"{worst.case}{best}", worst.fraction)]
+    limits = [ratio / p.fraction for ratio, p in rated if p.fraction]
+    limit = min(limits) if limits else None
+    found = [Result(row, work, against, target, value, True, f"{worst.case}{best}", worst.fraction, limit)]
     if mean is not None:
         average = report.geometric_mean(ratio for ratio, _ in rated)
-        found.append(Result(row, f"{work}, geometric mean", against, mean, average, True, f"{len(rated)} points"))
+        limit = report.geometric_mean(limits) if limits else None
+        text = f"{work}, geometric mean"
+        found.append(Result(row, text, against, mean, average, True, f"{len(rated)} points", None, limit))
     return found
 
 
@@ -276,21 +281,26 @@ def markdown(results: list[Result], machine: dict, limits: dict, warning: str | 
         f"{machine['cpu']}, {machine['cpus']} CPUs, isa {machine['isa']}, {machine['kernel']}, {machine['date'][:10]}, "
         f"commit {machine['commit']}; " + ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v),
         "",
-        "| row | work | against | target | measured | met | at | of ceiling |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | work | against | target | measured | met | at | of ceiling | at the ceiling |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         target = f"{'>=' if r.at_least else '<='} {r.target:g}x"
         ceiling = "" if r.fraction is None else f"{r.fraction:.0%}"
+        limit = "" if r.limit is None else f"{r.limit:.2f}x"
         met = "yes" if r.met else "**no**"
         lines.append(
-            f"| {r.row} | {r.work} | {r.against} | {target} | {r.value:.2f}x | {met} | {r.worst} | {ceiling} |"
+            f"| {r.row} | {r.work} | {r.against} | {target} | {r.value:.2f}x | {met} | {r.worst} | {ceiling} | {limit} |"
         )
     if warning:
         lines += ["", warning]
     for c in filter(None, limits.values()):
         rates = ", ".join(f"{level.name} {level.gbytes_per_s:.0f} GB/s" for level in c.levels)
-        lines += ["", f"Ceilings, {c.threads} thread(s): {c.fma_gflops:.0f} GFLOP/s; read {rates}."]
+        calls = ", ".join(f"{mode} {us:.2g} us" for mode, us in c.call_us.items())
+        lines += [
+            "",
+            f"Ceilings, {c.threads} thread(s): {c.fma_gflops:.0f} GFLOP/s; read {rates}; empty call: {calls}.",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -100,6 +100,18 @@ def test_backward_finds_tensors_whose_memory_moved_or_is_gone(k):
     assert all(torch.equal(g, w) for g, w in zip(torch.autograd.grad(total, tensors), want))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_expanded_gradient_is_read_as_it_lies(batch_first):
+    i = cases.make("lstm", Case(5, 3, 4, 17, D=2, ragged=True, batch_first=batch_first))
+    f, tensors = flat(i)
+    y = f(*tensors)[0]
+    scalar, row = torch.tensor(0.5), torch.randn(y.shape[-1] * 2)[::2]
+    for dy in (scalar.expand(y.shape), row.expand(y.shape), torch._neg_view(scalar).expand(y.shape)):
+        got = torch.autograd.grad(y, tensors, dy, retain_graph=True)
+        want = torch.autograd.grad(y, tensors, dy.resolve_neg().contiguous(), retain_graph=True)
+        assert all(torch.equal(g, w) for g, w in zip(got, want))
+
+
 def test_outputs_that_get_no_gradient():
     i = cases.make("lstm", Case(3, 2, 4, 5, D=2), torch.float64)
     f, tensors = flat(i)

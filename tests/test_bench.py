@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,15 @@ def test_floor_follows_the_documented_formula():
     assert train == pytest.approx(infer + 1e6 * (recurrent + column * 3 * h))
     step = ceilings.floor_us_per_step("lstm", "step", h, 1, CEILING, inputs=8)
     assert step == pytest.approx(1e6 * max(column / b * 24, ceilings.stream_seconds(weights * 1.5, CEILING)))
+    slow = replace(CEILING, call_us={"train": 50.0, "step": 2.0})
+    assert ceilings.floor_us_per_step("lstm", "train", h, b, slow, steps=100) == pytest.approx(train + 0.5)
+    assert ceilings.floor_us_per_step("lstm", "step", h, 1, slow, inputs=8) == pytest.approx(step + 2.0)
+    assert ceilings.floor_us_per_step("lstm", "infer", h, b, slow) == infer
+
+
+def test_an_empty_training_call_costs_more_than_an_empty_inference_call():
+    us = ceilings.empty_call_us()
+    assert 0 < us["step"] < us["infer"] < us["train"]
 
 
 def test_floor_is_bandwidth_at_batch_one_and_arithmetic_at_large_batch():

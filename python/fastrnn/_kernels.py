@@ -206,15 +206,15 @@ def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
 
 def _rows(cell: str, name: str, t: Tensor, batch_first: bool) -> tuple[Tensor, int, int]:
     """The tensor with its last dimension contiguous, and its strides over t and b."""
-    if t.is_neg() or (t.stride(-1) != 1 and t.shape[-1] > 1):
-        t = t.resolve_neg().contiguous()
-    (n0, n1, n2), (s0, s1, _) = t.shape, t.stride()
+    (n0, n1, n2), (s0, s1, s2) = t.shape, t.stride()
     have = t.untyped_storage().nbytes()
-    needed = (t.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + n2) * t.element_size()
-    if n0 and n1 and needed > have:
+    needed = (t.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + (n2 - 1) * s2 + 1) * t.element_size()
+    if n0 and n1 and n2 and needed > have:
         raise storage_error(function_of(cell), name, have, needed)
-    if t.data_ptr() % t.element_size():
-        t = t.clone(memory_format=torch.contiguous_format)
+    if t.is_neg() or (s2 != 1 and n2 > 1) or t.data_ptr() % t.element_size():
+        if s0 == s1 == 0 and n0 and n1:  # expanded, as the gradient of y.sum() is: one row serves for all
+            return t[0, 0].resolve_neg().clone(memory_format=torch.contiguous_format), 0, 0
+        t = t.resolve_neg().clone(memory_format=torch.contiguous_format)
         s0, s1, _ = t.stride()
     return (t, s1, s0) if batch_first else (t, s0, s1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import timeit
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cases import GATES
@@ -28,6 +29,7 @@ class Ceiling:
     threads: int
     fma_gflops: float
     levels: tuple[Level, ...]
+    call_us: dict[str, float] = field(default_factory=dict)  # mode -> a call that computes nothing
 
 
 def cache_sizes() -> dict[str, tuple[int, int]]:
@@ -67,7 +69,51 @@ def measure(threads: int) -> Ceiling | None:
         levels.append(Level(name, own, _core.measure_read(buffer, threads)))
     beyond = min(4 * max(size for size, _ in caches.values()), 2**28)
     levels.append(Level("memory", float("inf"), _core.measure_read(beyond, threads)))
-    return Ceiling(threads, _core.measure_fma(threads), tuple(levels))
+    return Ceiling(threads, _core.measure_fma(threads), tuple(levels), empty_call_us())
+
+
+def empty_call_us() -> dict[str, float]:
+    """What a call costs that any torch module has to make, in microseconds: new outputs, one node in the graph, new
+    gradients for its input and four weights, the shortest call into an extension for a step. Nothing is computed."""
+    import torch
+
+    from fastrnn import _core
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, *weights):
+            y, h, reserve = x.new_empty(1, 1, 8), x.new_empty(1, 1, 8), x.new_empty(1, 1, 8)
+            ctx.save_for_backward(x, y, reserve, *weights)
+            ctx.set_materialize_grads(False)
+            return y, h
+
+        @staticmethod
+        def backward(ctx, dy, dh):
+            x, _, _, *weights = ctx.saved_tensors
+            return tuple(torch.empty_like(t) for t in (x, *weights))
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x.new_empty(1, 1, 8), x.new_empty(1, 1, 8)
+
+    module, x = Module(), torch.zeros(1, 1, 8)
+    leaves = [torch.zeros(8).requires_grad_() for _ in range(5)]
+
+    def infer():
+        with torch.inference_mode():
+            module(x)
+
+    def train():
+        for leaf in leaves:
+            leaf.grad = None
+        Empty.apply(*leaves)[0].sum().backward()
+
+    def step():
+        _core.num_threads()
+        x.data_ptr()
+
+    calls = {"infer": infer, "train": train, "step": step}
+    return {mode: min(timeit.repeat(call, number=100, repeat=20)) * 1e4 for mode, call in calls.items()}
 
 
 def stream_seconds(total_bytes: float, ceiling: Ceiling) -> float:
@@ -87,9 +133,16 @@ def stream_seconds(total_bytes: float, ceiling: Ceiling) -> float:
 
 
 def floor_us_per_step(
-    cell: str, mode: str, hidden: int, batch: int, ceiling: Ceiling, inputs: int | None = None, active: float = 1.0
+    cell: str,
+    mode: str,
+    hidden: int,
+    batch: int,
+    ceiling: Ceiling,
+    inputs: int | None = None,
+    active: float = 1.0,
+    steps: int = 1,
 ) -> float:
-    """Least time per step in microseconds that the measured FMA and read rates allow.
+    """Least time per step in microseconds that the measured FMA and read rates, and calls from Python, allow.
 
     With G gates, P = 2 G H B `active` multiply-add operations per input or hidden column, R = FMA rate and
     S(bytes) = stream_seconds:
@@ -101,19 +154,19 @@ def floor_us_per_step(
     The input projection of a whole sequence is one matrix product, so its weights are read once and only its arithmetic
     counts; the recurrent weights are needed anew at each step, so the larger of arithmetic and traffic counts. A single
     step needs both matrices from cache. Backward has the recurrent product again (dG R, serial) and then dx, dW and dU.
-    Gate functions, activations traffic and synchronisation are left out: this is a bound, not a prediction.
+    To that comes an empty call, shared by the `steps` of a sequence. Gate functions, activations traffic and synchronisation are left out: this is a bound, not a prediction.
     """
     gates, inputs = GATES[cell], inputs or hidden
     column = 2.0 * gates * hidden * batch * active / (ceiling.fma_gflops * 1e9)
     weight_row_bytes = _ITEM_BYTES * gates * hidden
     if mode == "step":
         floor = max(column * (inputs + hidden), stream_seconds(weight_row_bytes * (inputs + hidden), ceiling))
-        return 1e6 * floor
+        return 1e6 * floor + ceiling.call_us.get(mode, 0.0)
     recurrent = max(column * hidden, stream_seconds(weight_row_bytes * hidden, ceiling))
     floor = column * inputs + recurrent
     if mode == "train":
         floor += recurrent + column * (2 * inputs + hidden)
-    return 1e6 * floor
+    return 1e6 * floor + ceiling.call_us.get(mode, 0.0) / steps
 
 
 def cpu_name() -> str:

@@ -129,7 +129,8 @@ def _point(case: Case, active: float, samples: Samples, ceiling: Ceiling | None,
     own_us = us[registry.OURS].median
     floor = None
     if ceiling is not None:
-        floor = floor_us_per_step(case.cell, case.mode, case.hidden, case.batch, ceiling, active=active)
+        sizes = case.cell, case.mode, case.hidden, case.batch
+        floor = floor_us_per_step(*sizes, ceiling, active=active, steps=case.steps)
     return Point(
         case=case,
         us_per_step=us,
