@@ -7,29 +7,15 @@
 
 namespace fastrnn {
 template <class Cell, class E>
-class BackwardRun {
-  using A = typename Core<E>::Acc;
-  using S = Stages<Cell>;
-  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
-  static constexpr bool kLate = S::kCount == 2;
+class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
+  using Base = LayerRun<Cell, E, CudaBackward, true>;
+  using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
+  using Base::state_, Base::extra_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using typename Base::A, typename Base::S;
 
  public:
   __device__ BackwardRun(const CudaBackward& p, unsigned char* shared)
-      : p_(p),
-        at_(p.geometry),
-        cut_(p.geometry, true),
-        work_(p.geometry, p.D, true),
-        group_(int64_t(at_.d) * p.geometry.groups + at_.group),
-        dstate_(reinterpret_cast<A*>(shared + cut_.state)),
-        extra_(reinterpret_cast<A*>(shared + cut_.extra)),
-        operand_(reinterpret_cast<E*>(shared + cut_.operand[0])),
-        shared_(shared),
-        signals_{p.geometry.schedule,
-                 p.geometry.ctas,
-                 at_.rank,
-                 work_.flags(p.workspace, group_),
-                 reinterpret_cast<uint64_t*>(shared),
-                 Patience(p)} {}
+      : Base(p, shared), operand_(reinterpret_cast<E*>(shared + cut_.operand[0])) {}
 
   __device__ void run() {
     begin();
@@ -45,8 +31,6 @@ class BackwardRun {
 
  private:
   __device__ int64_t exchanges() const { return p_.T * S::kCount; }
-  __device__ int pairs() const { return at_.rows * at_.units; }
-  __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
   // The parts that arrive in exchange e, [from CTA][row][unit].
   __device__ A* inbox(int64_t e) const {
     if (p_.geometry.schedule <= kCluster) return reinterpret_cast<A*>(shared_ + (e & 1 ? cut_.sums : cut_.operand[1]));
@@ -65,42 +49,17 @@ class BackwardRun {
       return gate < S::gates(stage) && unit < H && m < H ? w[(gate * H + unit) * H + m] : E(0.f);
     };
   }
-  template <int stage>
-  __device__ typename Core<E>::Tile* tiles() const {
-    return reinterpret_cast<typename Core<E>::Tile*>(shared_ + cut_.tiles[stage]);
-  }
 
   __device__ void begin() {
-    if (p_.first > 0)
-      carry<true>();
+    if (p_.first == 0)
+      Base::fill_states(p_.dstates_out);
     else
-      for (int s = 0; s < kStates; ++s)
-        for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-          const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-          const E* from = as<E>(p_.dstates_out[s]);
-          const bool given = from && row < p_.B && unit < p_.H;
-          dstate_[s * pairs() + i] = given ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
-        }
+      Base::template carry<true>();
     for (int i = threadIdx.x; i < at_.rows * cut_.ldb; i += kThreads) operand_[i] = E(0.f);
-    product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
-    if constexpr (kLate)
-      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1],
-                       tiles<1>());
+    Base::template load_weights<0>(weights<0>());
+    if constexpr (kLate) Base::template load_weights<1>(weights<1>());
     device::sync_block(device::kSiteLoaded);
     signals_.open();
-  }
-  // Every thread moves what is its own in step(), so that no barrier is needed.
-  template <bool in>
-  __device__ void carry() {
-    A* kept = work_.carried(p_.workspace, group_, at_.rank);
-    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-      for (int q = 0; q < kStates; ++q) move<in>(dstate_ + q * pairs() + i, kept + q * pairs() + i);
-      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
-    }
-  }
-  template <bool in>
-  __device__ static void move(A* here, A* kept) {
-    in ? void(*here = *kept) : void(*kept = *here);
   }
 
   // What forward has kept of step k for one unit of one row, and the gradient from above.
@@ -159,7 +118,7 @@ class BackwardRun {
     return sum;
   }
 
-  // Gate gradients of one unit of one row. dstate holds what reached the state that left step k, except what is under
+  // Gate gradients of one unit of one row. state_ holds what reached the state that left step k, except what is under
   // way in exchange e.
   template <int stage>
   __device__ void unit(int64_t e, int i, int64_t k, const Kept& at) {
@@ -172,7 +131,7 @@ class BackwardRun {
         operand_[i / at_.units * cut_.ldb + g * at_.units + i % at_.units] = E(0.f);
       return;
     }
-    A *ds = dstate_ + i, dx[G], dr[G], ds_old[kStates];
+    A *ds = state_ + i, dx[G], dr[G], ds_old[kStates];
     const bool fresh = when.fresh(p_, row, k);
     // Steps after this one sent parts of dh, unless the row ended here or started afresh there.
     const bool continues = k + 1 < when.length && !when.fresh(p_, row, k + 1);
@@ -227,7 +186,7 @@ class BackwardRun {
   // The gradient of the states that entered step 0.
   __device__ void finish() {
     const bool last = p_.last > exchanges();
-    if (stepwise() && !last) carry<false>();
+    if (stepwise() && !last) Base::template carry<false>();
     if (last && exchanges() > 0) receive(exchanges());
     for (int s = 0; last && s < kStates; ++s)
       for (int i = threadIdx.x; i < pairs(); i += kThreads) {
@@ -236,22 +195,13 @@ class BackwardRun {
         if (!out || row >= p_.B || unit >= p_.H) continue;
         const RowTime when(p_, row, at_.d);
         const bool through = s == 0 && when.length > 0 && !when.fresh(p_, row, 0);
-        const A sum = dstate_[s * pairs() + i] + (through ? arrived(exchanges(), i) : A(0));
+        const A sum = state_[s * pairs() + i] + (through ? arrived(exchanges(), i) : A(0));
         out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(sum);
       }
     signals_.close();
   }
 
-  const CudaBackward& p_;
-  const Place at_;
-  const SharedLayout<Cell, E> cut_;
-  const Workspace<Cell, E> work_;
-  const int64_t group_;
-  A *dstate_, *extra_;
   E* operand_;
-  unsigned char* shared_;
-  Signals signals_;
-  Product<E, register_tiles<Cell, E>()> product_[S::kCount];
 };
 
 template <class Cell, class E>

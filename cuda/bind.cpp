@@ -155,9 +155,9 @@ class OnDevice {
 };
 
 // On a device, clusters are also asked for: other work, or a slice of a chip, may leave no room for large ones.
-CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t H, int64_t D,
-              bool backward, const std::string& schedule, int device, const std::optional<py::dict>& chip) {
-  const CudaQuery query{&kernels_of(cell, dtype), T, B, H, D, backward, schedule};
+CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t B, int64_t H, int64_t D, bool backward,
+              const std::string& schedule, int device, const std::optional<py::dict>& chip) {
+  const CudaQuery query{&kernels_of(cell, dtype), B, H, D, backward, schedule};
   if (chip)
     return make_cuda_plan(query, {(*chip)["multiprocessors"].cast<int>(), (*chip)["shared_bytes"].cast<int>(),
                                   (*chip)["largest_cluster"].cast<int>(), (*chip)["cooperative"].cast<bool>()});
@@ -292,8 +292,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       .def_property_readonly("us_per_step", [](const CudaPlan& p) { return p.us_per_step; })
       .def("__repr__", &repr);
   m.def(
-      "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D"),
-      py::arg("backward"), py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
+      "plan", &plan, py::arg("cell"), py::arg("dtype"), py::arg("B"), py::arg("H"), py::arg("D"), py::arg("backward"),
+      py::arg("schedule") = "", py::arg("device") = 0, py::arg("chip") = py::none(),
       "How a layer would run, on a device or on a chip described by multiprocessors, shared_bytes, largest_cluster and "
       "cooperative.");
   py::class_<Layer>(m, "Layer", py::module_local())

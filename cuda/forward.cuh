@@ -5,30 +5,18 @@
 
 namespace fastrnn {
 template <class Cell, class E>
-class ForwardRun {
-  using A = typename Core<E>::Acc;
-  using S = Stages<Cell>;
-  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
+class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
+  using Base = LayerRun<Cell, E, CudaForward, false>;
+  using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
+  using Base::state_, Base::extra_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using typename Base::A, typename Base::S;
 
  public:
   __device__ ForwardRun(const CudaForward& p, unsigned char* shared)
-      : p_(p),
-        at_(p.geometry),
-        cut_(p.geometry, false),
-        work_(p.geometry, p.D, false),
-        group_(int64_t(at_.d) * p.geometry.groups + at_.group),
-        state_(reinterpret_cast<A*>(shared + cut_.state)),
-        extra_(reinterpret_cast<A*>(shared + cut_.extra)),
+      : Base(p, shared),
         sums_(reinterpret_cast<A*>(shared + cut_.sums)),
         bias_(reinterpret_cast<A*>(shared + cut_.bias)),
-        staging_(reinterpret_cast<E*>(shared + cut_.staging)),
-        shared_(shared),
-        signals_{p.geometry.schedule,
-                 p.geometry.ctas,
-                 at_.rank,
-                 work_.flags(p.workspace, group_),
-                 reinterpret_cast<uint64_t*>(shared),
-                 Patience(p)} {}
+        staging_(reinterpret_cast<E*>(shared + cut_.staging)) {}
 
   __device__ void run() {
     begin();
@@ -46,9 +34,6 @@ class ForwardRun {
   __device__ void first_operand() { fill_operand(operand(0)); }
 
  private:
-  static constexpr bool kLate = S::kCount == 2;
-  __device__ int pairs() const { return at_.rows * at_.units; }
-  __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
   __device__ bool whole() const { return p_.last == p_.T * S::kCount; }
   __device__ E* operand(int64_t e) const {
     if (stepwise()) return reinterpret_cast<E*>(work_.buffer(p_.workspace, group_, e & 1));
@@ -72,51 +57,23 @@ class ForwardRun {
     }
   }
   __device__ void begin() {
-    const bool first = p_.first == 0;
     for (int i = threadIdx.x; i < G * at_.units; i += kThreads) {
       const int64_t unit = at_.unit0 + i % at_.units, gate = i / at_.units;
       const E* b = as<E>(p_.b_hh[at_.d]);
       bias_[i] = b && unit < p_.H ? widen(b[gate * p_.H + unit]) : A(0);
     }
-    if (!first) {
-      carry<true>();
-    } else {
-      for (int s = 0; s < kStates; ++s)
-        for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-          const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-          const E* from = as<E>(p_.states_in[s]);
-          const bool given = from && row < p_.B && unit < p_.H;
-          state_[s * pairs() + i] = given ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
-        }
-    }
+    if (p_.first == 0)
+      Base::fill_states(p_.states_in);
+    else
+      Base::template carry<true>();
     if (!stepwise()) {
       fill_operand(operand(0));
       for (int64_t i = threadIdx.x; i < int64_t(at_.rows) * cut_.ldb; i += kThreads) operand(1)[i] = E(0.f);
     }
-    product_[0].load(weights<0>(), cut_.product[0], p_.geometry.in_registers, p_.geometry.shared_tiles[0], tiles<0>());
-    if constexpr (kLate)
-      product_[1].load(weights<1>(), cut_.product[1], p_.geometry.in_registers, p_.geometry.shared_tiles[1],
-                       tiles<1>());
+    Base::template load_weights<0>(weights<0>());
+    if constexpr (kLate) Base::template load_weights<1>(weights<1>());
     device::sync_block(device::kSiteLoaded);
     signals_.open();
-  }
-  template <int stage>
-  __device__ typename Core<E>::Tile* tiles() const {
-    return reinterpret_cast<typename Core<E>::Tile*>(shared_ + cut_.tiles[stage]);
-  }
-  // Between the launches of a stepwise run.
-  // Every thread moves what is its own in step(), so that no barrier is needed.
-  template <bool in>
-  __device__ void carry() {
-    A* kept = work_.carried(p_.workspace, group_, at_.rank);
-    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-      for (int q = 0; q < kStates; ++q) move<in>(state_ + q * pairs() + i, kept + q * pairs() + i);
-      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
-    }
-  }
-  template <bool in>
-  __device__ static void move(A* here, A* kept) {
-    in ? void(*here = *kept) : void(*kept = *here);
   }
 
   struct Projected {
@@ -237,7 +194,7 @@ class ForwardRun {
   }
 
   __device__ void finish() {
-    if (stepwise() && !whole()) carry<false>();
+    if (stepwise() && !whole()) Base::template carry<false>();
     for (int s = 0; whole() && s < kStates; ++s)
       for (int i = threadIdx.x; i < pairs(); i += kThreads) {
         const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
@@ -248,16 +205,8 @@ class ForwardRun {
     signals_.close();
   }
 
-  const CudaForward& p_;
-  const Place at_;
-  const SharedLayout<Cell, E> cut_;
-  const Workspace<Cell, E> work_;
-  const int64_t group_;
-  A *state_, *extra_, *sums_, *bias_;
+  A *sums_, *bias_;
   E* staging_;
-  unsigned char* shared_;
-  Signals signals_;
-  Product<E, register_tiles<Cell, E>()> product_[S::kCount];
 };
 
 template <class Cell, class E>

@@ -214,4 +214,75 @@ struct Signals {
     device::cluster_sync();
   }
 };
+
+// A CTA's part of a layer: what the forward and the backward run have in common.
+template <class Cell, class E, class Params, bool backward>
+class LayerRun {
+ protected:
+  using A = typename Core<E>::Acc;
+  using S = Stages<Cell>;
+  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
+  static constexpr bool kLate = S::kCount == 2;
+
+  __device__ LayerRun(const Params& p, unsigned char* shared)
+      : p_(p),
+        at_(p.geometry),
+        cut_(p.geometry, backward),
+        work_(p.geometry, p.D, backward),
+        group_(int64_t(at_.d) * p.geometry.groups + at_.group),
+        state_(reinterpret_cast<A*>(shared + cut_.state)),
+        extra_(reinterpret_cast<A*>(shared + cut_.extra)),
+        shared_(shared),
+        signals_{p.geometry.schedule,
+                 p.geometry.ctas,
+                 at_.rank,
+                 work_.flags(p.workspace, group_),
+                 reinterpret_cast<uint64_t*>(shared),
+                 Patience(p)} {}
+
+  __device__ int pairs() const { return at_.rows * at_.units; }
+  __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
+
+  // The states [D, B, H] that this CTA owns; zero where there are none.
+  __device__ void fill_states(const void* const (&given)[2]) {
+    for (int s = 0; s < kStates; ++s)
+      for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+        const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
+        const E* from = as<E>(given[s]);
+        const bool inside = from && row < p_.B && unit < p_.H;
+        state_[s * pairs() + i] = inside ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+      }
+  }
+  template <int stage, class Weights>
+  __device__ void load_weights(const Weights& weights) {
+    const Geometry& geo = p_.geometry;
+    auto* tiles = reinterpret_cast<typename Core<E>::Tile*>(shared_ + cut_.tiles[stage]);
+    product_[stage].load(weights, cut_.product[stage], geo.in_registers, geo.shared_tiles[stage], tiles);
+  }
+  // Between the launches of a stepwise run. Every thread moves what is its own in a step, so that no barrier is needed.
+  template <bool in>
+  __device__ void carry() {
+    A* kept = work_.carried(p_.workspace, group_, at_.rank);
+    for (int i = threadIdx.x; i < pairs(); i += kThreads) {
+      for (int q = 0; q < kStates; ++q) move<in>(state_ + q * pairs() + i, kept + q * pairs() + i);
+      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
+    }
+  }
+
+  const Params& p_;
+  const Place at_;
+  const SharedLayout<Cell, E> cut_;
+  const Workspace<Cell, E> work_;
+  const int64_t group_;
+  A *state_, *extra_;  // of this CTA's units; backward: gradients of the states
+  unsigned char* shared_;
+  Signals signals_;
+  Product<E, register_tiles<Cell, E>()> product_[S::kCount];
+
+ private:
+  template <bool in>
+  __device__ static void move(A* here, A* kept) {
+    in ? void(*here = *kept) : void(*kept = *here);
+  }
+};
 }  // namespace fastrnn

@@ -15,7 +15,7 @@ struct Chip {
 
 struct CudaQuery {
   const CudaKernels* kernels;
-  int64_t T, B, H, D;
+  int64_t B, H, D;
   bool backward;
   std::string schedule;  // "" lets the model choose
 };

@@ -14,10 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import _cuda_projection as projection
 from . import _kernels
 from ._kernels import CELLS, sizes
 
@@ -44,12 +46,29 @@ def place_of(x: Tensor) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool, schedule: str, device: int):
-    return module().plan(cell, DTYPES[dtype], 1, B, H, D, backward, schedule or _FORCED, device)
+    return module().plan(cell, DTYPES[dtype], B, H, D, backward, schedule or _FORCED, device)
 
 
 def reserve_shape(cell: str, T: int, B: int, H: int, P: int, directions: int) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward; with a projection nothing, see _projected_forward()."""
-    return (1,) if P else (directions, T, B, CELLS[cell][2], H)
+    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it. See _split()."""
+    return directions, T, B, CELLS[cell][2] + (P > 0), H
+
+
+def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a projected layer's reserve: what the kernel keeps, and h before the projection [T*B, D*H] after it."""
+    D, T, B, slots, H = reserve.shape
+    kept, m = reserve.view(-1).split((D * T * B * (slots - 1) * H, D * T * B * H))
+    return kept, m.view(T * B, D * H)
+
+
+class _Direction(NamedTuple):
+    """The weights of one direction."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
 
 
 def prepare_any(
@@ -62,9 +81,14 @@ def prepare_any(
     directions: int,
     batch_first: bool,
 ) -> tuple:
-    """The tensors of a call as the kernels read them: x, states and weights per direction, dense."""
-    states = [_dense(s) for s in (h0, c0)[: CELLS[cell][1]]]
-    return _dense(x), states, [_dense(w) for w in weights]
+    """The tensors of a call as the kernels read them, dense: x, states, and the weights of each direction."""
+    n = len(weights) // directions
+    ways = []
+    for k in range(0, len(weights), n):
+        w = [_dense(t) for t in weights[k : k + n]]
+        b_ih, b_hh = w[2:4] if n >= 4 else (None, None)
+        ways.append(_Direction(w[0], w[1], b_ih, b_hh, w[-1] if n & 1 else None))
+    return _dense(x), [_dense(s) for s in (h0, c0)[: CELLS[cell][1]]], ways
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
@@ -75,40 +99,92 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _layer(
-    cell: str,
-    prepared: tuple,
-    shape: tuple[int, int, int, int],
-    rows: tuple[Tensor | None, Tensor | None],
-    batch_first: bool,
-    y: Tensor,
-    reserve: Tensor | None,
-    plan,
-) -> tuple:
-    """The arguments that forward and backward share, and the workspace, which has to outlive the call."""
-    x, states, weights = prepared
-    n = len(weights) // shape[3]
-    recurrent: list[int] = []
-    for d in range(shape[3]):
-        recurrent += [_address(weights[d * n + 1]), _address(weights[d * n + 3]) if n == 4 else 0]
-    lengths, reset_mask = rows
-    workspace = x.new_empty(max(plan.workspace_bytes, 1), dtype=torch.uint8)
-    mask_t, mask_b = _strides(reset_mask, batch_first)[:2] if reset_mask is not None else (0, 0)
-    layer = module().Layer(
-        cell, DTYPES[x.dtype], *shape, recurrent, [_address(s) for s in states], _address(lengths), _address(reset_mask),
-        mask_t, mask_b, y.data_ptr(), *_strides(y, batch_first)[:2], _address(reserve), workspace.data_ptr(),
-    )  # fmt: skip
-    return layer, workspace
+def _strides(t: Tensor | None, batch_first: bool) -> tuple[int, int]:
+    """Strides over t and b."""
+    if t is None:
+        return 0, 0
+    first, second = t.stride()[:2]
+    return (second, first) if batch_first else (first, second)
 
 
-def _strides(t: Tensor, batch_first: bool) -> tuple[int, ...]:
-    """Strides over t, b and the rest."""
-    first, second, *rest = t.stride()
-    return (second, first, *rest) if batch_first else (first, second, *rest)
+def _by_direction(t: Tensor | None, D: int, batch_first: bool) -> Sequence[Tensor | None]:
+    """Views [T, B, ...] of the columns of each direction."""
+    return [None] * D if t is None else (t.transpose(0, 1) if batch_first else t).chunk(D, dim=-1)
 
 
-def _rows(lengths: Tensor | None, reset_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return None if lengths is None else lengths.to(torch.int64).contiguous(), reset_mask
+class _Recurrence:
+    """The serial part of a layer: calls of the kernels, which know no input and no projection."""
+
+    def __init__(self, cell: str, x: Tensor, ways, rows, shape: tuple, batch_first: bool, schedule: str):
+        self.cell, self.x, self.shape, self.batch_first, self.schedule = cell, x, shape, batch_first, schedule
+        lengths, self.reset_mask = rows
+        self.lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+        # A single step sees only h0, which the projected input has taken in: a stepper need not multiply matrices.
+        fold = torch.matmul if shape[0] > 1 else lambda w_hh, w_hr: w_hh.new_zeros(len(w_hh), w_hr.shape[1])
+        self.weights = [w.w_hh if w.w_hr is None else fold(w.w_hh, w.w_hr) for w in ways]
+        self.biases = [w.b_hh for w in ways]
+
+    def _plan(self, backward: bool) -> tuple:
+        T, B, I, H, D = self.shape
+        device, stream = place_of(self.x)
+        plan = _plan(self.cell, self.x.dtype, B, H, D, backward, self.schedule, device)
+        if _LOG:
+            named = " ".join(f"{k}={v}" for k, v in zip("TBIHD", self.shape))
+            what = "backward" if backward else "forward"
+            print(f"fastrnn: {self.cell}_{what} {named} cuda -> {plan!r}", file=sys.stderr)
+        return plan, device, stream
+
+    def _layer(self, plan, states: Sequence[Tensor | None], y: Tensor, reserve: Tensor | None) -> tuple:
+        """The arguments that forward and backward share, and the workspace, which has to outlive the call."""
+        T, B, I, H, D = self.shape
+        workspace = self.x.new_empty(max(plan.workspace_bytes, 1), dtype=torch.uint8)
+        weights = [_address(t) for pair in zip(self.weights, self.biases) for t in pair]
+        layer = module().Layer(
+            self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [_address(s) for s in states],
+            _address(self.lengths), _address(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
+            y.data_ptr(), *_strides(y, self.batch_first), _address(reserve), workspace.data_ptr(),
+        )  # fmt: skip
+        return layer, workspace
+
+    def forward(self, gx: Tensor, states: Sequence[Tensor | None], y: Tensor, reserve: Tensor | None) -> list[Tensor]:
+        """Fills y and the reserve from the projected input gx; the last states [D, B, H]."""
+        T, B, I, H, D = self.shape
+        last = [self.x.new_empty(D, B, H) for _ in states]
+        if B:
+            plan, device, stream = self._plan(False)
+            layer, _workspace = self._layer(plan, states, y, reserve)
+            strides = _strides(gx, self.batch_first)
+            module().rnn_forward(layer, plan, device, stream, gx.data_ptr(), *strides, [s.data_ptr() for s in last])
+        return last
+
+    def backward(
+        self,
+        dy: Tensor | None,
+        above: Sequence[Tensor | None],
+        states: Sequence[Tensor | None],
+        y: Tensor,
+        reserve: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], h before each step [T, B, D*H], and the
+        gradients of the initial states [D, B, H]; above: those of the last states."""
+        T, B, I, H, D = self.shape
+        dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
+        shared = module().CELLS[self.cell]["shared_gate_grad"]
+        dgr = dgx if shared else torch.empty_like(dgx)
+        h_prev = self.x.new_empty(T, B, D * H)
+        dstates = [self.x.new_empty(D, B, H) for _ in states]
+        if B:
+            plan, device, stream = self._plan(True)
+            layer, _workspace = self._layer(plan, states, y, reserve)
+            if dy is not None and (dy.is_neg() or dy.stride(-1) != 1):
+                dy = _dense(dy)
+            above = [_dense(d) for d in above]
+            module().rnn_backward(
+                layer, plan, device, stream, _address(dy), *_strides(dy, self.batch_first),
+                [_address(d) for d in above], dgx.data_ptr(), 0 if shared else dgr.data_ptr(), h_prev.data_ptr(),
+                [d.data_ptr() for d in dstates],
+            )  # fmt: skip
+        return dgx, dgr, h_prev, dstates
 
 
 def forward(
@@ -128,40 +204,47 @@ def forward(
     whole_reserve: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """As _kernels.forward(); `threads` is for CPUs."""
-    dense, states, own = call
-    T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
-    if P:
-        found = _projected_forward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
-        return *found, x.new_zeros(1) if training else None
-    D, GH = directions, own[0].shape[0]
-    y = x.new_empty(B, T, D * H) if batch_first else x.new_empty(T, B, D * H)
-    last = [x.new_empty(D, B, H) for _ in states]
+    dense, states, ways = call
+    T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
+    D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
+    y = x.new_empty(*before, D * (P or H))
     reserve = None
     if training:
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
         reserve = new(reserve_shape(cell, T, B, H, P, D))
-    if B:
-        gx = x.new_empty(*dense.shape[:2], D * GH)
-        for d in range(D):
-            w_ih, bias, out = (
-                own[d * n],
-                own[d * n + 2] if n == 4 else None,
-                gx.view(T * B, -1)[:, d * GH : (d + 1) * GH],
-            )
-            flat = dense.view(T * B, I)
-            torch.mm(flat, w_ih.t(), out=out) if bias is None else torch.addmm(bias, flat, w_ih.t(), out=out)
-        device, stream = place_of(x)
-        plan = _plan(cell, x.dtype, B, H, D, False, schedule, device)
-        _log(cell, "forward", (T, B, I, H, D), plan)
-        rows = _rows(lengths, reset_mask)
-        layer, _workspace = _layer(cell, call, (T, B, H, D), rows, batch_first, y, reserve, plan)
-        module().rnn_forward(
-            layer, plan, device, stream, gx.data_ptr(), *_strides(gx, batch_first)[:2], [s.data_ptr() for s in last]
-        )
+    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule)
+    gx = _project_input(dense, ways)
+    if P:
+        last = _projected_forward(recurrence, gx, states, ways, y, reserve)
+    else:
+        last = recurrence.forward(gx, states, y, reserve)
     h, c = last[0], last[1] if len(last) > 1 else None
     if _kernels.CHECK:
         _kernels.check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
     return y, h, c, reserve
+
+
+def _projected_forward(
+    recurrence: _Recurrence,
+    gx: Tensor,
+    states: Sequence[Tensor | None],
+    ways: Sequence[_Direction],
+    y: Tensor,
+    reserve: Tensor | None,
+) -> list[Tensor]:
+    """Fills y and the reserve; the last states h [D, B, P] and c [D, B, H]."""
+    T, B, _, H, D = recurrence.shape
+    kept, m = (None, y.new_empty(T * B, D * H)) if reserve is None else _split(reserve)
+    rows = projection.rows_of(recurrence.lengths, recurrence.reset_mask, T, recurrence.batch_first)
+    h0 = [None] * D if states[0] is None else states[0]
+    for d, own in enumerate(_by_direction(gx, D, recurrence.batch_first)):
+        projection.add_initial(own, h0[d], ways[d].w_hh, rows, d)
+    last = recurrence.forward(gx, [None, states[1]], m.view(*y.shape[:2], D * H), kept)
+    for way, own_m, own_y in zip(ways, m.chunk(D, dim=1), y.flatten(0, 1).chunk(D, dim=1)):
+        torch.mm(own_m, way.w_hr.t(), out=own_y)
+    own = _by_direction(y, D, recurrence.batch_first)
+    last[0] = torch.stack([projection.last_of(own[d], h0[d], rows, d) for d in range(D)])
+    return last
 
 
 def backward(
@@ -185,36 +268,19 @@ def backward(
     call: tuple | None = None,
 ) -> list[Tensor]:
     """As _kernels.backward(); `call` would keep copies alive from forward on, and is not used."""
-    T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
+    T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
+    dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
+    recurrence = _Recurrence(cell, x, ways, (lengths, reset_mask), (T, B, I, H, directions), batch_first, schedule)
+    above, y, reserve = [dh, dc][: len(states)], _dense(y), _dense(reserve)
     if P:
-        inputs, above = (cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (dy, dh, dc)
-        return _projected_backward(inputs, above, wanted)
-    call = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
-    dense, states, own = call
-    D, GH = directions, own[0].shape[0]
-    shared = module().CELLS[cell]["shared_gate_grad"]
-    # All of these are [T, B, ...], as the long products want them.
-    dgx = x.new_empty(T, B, D * GH)
-    dgr = dgx if shared else torch.empty_like(dgx)
-    h_prev = x.new_empty(T, B, D * H)
-    dstates = [x.new_empty(D, B, H) for _ in states]
-    if B:
-        device, stream = place_of(x)
-        plan = _plan(cell, x.dtype, B, H, D, True, schedule, device)
-        _log(cell, "backward", (T, B, I, H, D), plan)
-        rows, y, reserve = _rows(lengths, reset_mask), _dense(y), _dense(reserve)
-        layer, _workspace = _layer(cell, call, (T, B, H, D), rows, batch_first, y, reserve, plan)
-        if dy is not None and (dy.is_neg() or dy.stride(-1) != 1):
-            dy = _dense(dy)
-        above = [_dense(d) for d in (dh, dc)[: len(states)]]
-        module().rnn_backward(
-            layer, plan, device, stream, _address(dy), *(_strides(dy, batch_first)[:2] if dy is not None else (0, 0)),
-            [_address(d) for d in above], dgx.data_ptr(), 0 if shared else dgr.data_ptr(), h_prev.data_ptr(),
-            [d.data_ptr() for d in dstates],
-        )  # fmt: skip
-    found = [_input_gradient(dgx, own, n, batch_first, x) if wanted[0] else None, *dstates, None][:3]
-    if any(wanted[3:]):
-        found += _weight_gradients(cell, dense, lengths, reserve, dgx, dgr, h_prev, batch_first, D, n)
+        found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted)
+    else:
+        dgx, dgr, h_prev, dstates = recurrence.backward(dy, above, states, y, reserve)
+        found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
+        if any(wanted[3:]):
+            late = reserve if module().CELLS[cell]["late_gates"] else None
+            for own in _weight_gradients(recurrence, dense, dgx, dgr, h_prev, late):
+                found += [g for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
     if _kernels.CHECK:
         inputs = (x, h0, c0, *weights)
@@ -224,70 +290,80 @@ def backward(
     return grads
 
 
-# A projected LSTM has no kernel yet. It runs as the reference does, one torch operation after another, in the dtype of
-# its tensors; backward computes forward again.
+def _projected_backward(
+    recurrence: _Recurrence,
+    x: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    dy: Tensor | None,
+    above: Sequence[Tensor | None],
+    states: Sequence[Tensor | None],
+    ways: Sequence[_Direction],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """All gradients of a layer with projection; the formulas are in _cuda_projection.py."""
+    (T, _, _, H, D), batch_first = recurrence.shape, recurrence.batch_first
+    rows = projection.rows_of(recurrence.lengths, recurrence.reset_mask, T, batch_first)
+    kept, m = _split(reserve)
+    m = m.view(*y.shape[:2], D * H)
+    h0, dh = ([None] * D if t is None else t for t in (states[0], above[0]))
+    own_y, own_dy = (_by_direction(t, D, batch_first) for t in (y, dy))
+    dys = [projection.gradient_of_y(own_dy[d], dh[d], own_y[d], rows, d) for d in range(D)]
+    dm = torch.cat([g @ way.w_hr for g, way in zip(dys, ways)], dim=-1)
+    dm = dm.transpose(0, 1) if batch_first else dm
+    dgx, dgr, m_prev, (_, dc0) = recurrence.backward(dm, [None, above[1]], [None, states[1]], m, kept)
+    firsts = [projection.gradient_at_first(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
+    dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
+    found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
+    if any(wanted[3:]):
+        own_m = _by_direction(m, D, batch_first)
+        for d, (dw_ih, dR, *dbiases) in enumerate(_weight_gradients(recurrence, x, dgx, dgr, m_prev, None)):
+            own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
+            dw_hh, dw_hr = projection.weight_gradients(dR, *own)
+            found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
+    return found
 
 
-def _projected_forward(*inputs) -> tuple[Tensor, ...]:
-    with torch.no_grad(), torch.autocast(inputs[1].device.type, enabled=False):
-        return tuple(o.clone() for o in _kernels.oracle(*inputs))  # the last states may be views of y
+def _project_input(x: Tensor, ways: Sequence[_Direction]) -> Tensor:
+    """W_ih x + b_ih of all directions, with the first two dimensions of x."""
+    GH = ways[0].w_ih.shape[0]
+    gx = x.new_empty(*x.shape[:2], len(ways) * GH)
+    for way, out in zip(ways, gx.flatten(0, 1).chunk(len(ways), dim=1)):
+        flat, w = x.flatten(0, 1), way.w_ih.t()
+        torch.mm(flat, w, out=out) if way.b_ih is None else torch.addmm(way.b_ih, flat, w, out=out)
+    return gx
 
 
-def _projected_backward(inputs: tuple, above: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
-    cell, x, h0, c0, lengths, reset_mask, weights, *options = inputs
-    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, h0, c0, *weights)]
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        out = _kernels.oracle(cell, *leaves[:3], lengths, reset_mask, leaves[3:], *options)
-    pairs = [(o, d) for o, d in zip(out, above) if d is not None]
-    chosen = [t for t, want in zip(leaves, wanted) if want]
-    return list(torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True))
-
-
-def _input_gradient(dgx: Tensor, weights: Sequence[Tensor], n: int, batch_first: bool, x: Tensor) -> Tensor:
-    T, B, width = dgx.shape
-    w_ih = weights[0] if len(weights) == n else torch.cat((weights[0], weights[n]))
-    dx = (dgx.view(T * B, width) @ w_ih).view(T, B, -1)
+def _input_gradient(dgx: Tensor, ways: Sequence[_Direction], batch_first: bool) -> Tensor:
+    w_ih = ways[0].w_ih if len(ways) == 1 else torch.cat([way.w_ih for way in ways])
+    dx = (dgx.flatten(0, 1) @ w_ih).unflatten(0, dgx.shape[:2])
     return dx.transpose(0, 1).contiguous() if batch_first else dx
 
 
 def _weight_gradients(
-    cell: str,
-    x: Tensor,
-    lengths: Tensor | None,
-    reserve: Tensor,
-    dgx: Tensor,
-    dgr: Tensor,
-    h_prev: Tensor,
-    batch_first: bool,
-    D: int,
-    n: int,
-) -> list[Tensor]:
-    """Gradients of w_ih, w_hh, b_ih, b_hh of each direction: sums over all steps and rows."""
-    T, B, width = dgx.shape
-    H, GH = h_prev.shape[2] // D, width // D
-    if batch_first:
+    recurrence: _Recurrence, x: Tensor, dgx: Tensor, dgr: Tensor, h_prev: Tensor, reserve: Tensor | None
+) -> list[tuple[Tensor | None, ...]]:
+    """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
+
+    reserve: of a cell whose late gates multiplied something else than h; its last slot has it.
+    """
+    T, _, _, H, D = recurrence.shape
+    if recurrence.batch_first:
         x = x.transpose(0, 1)
-    if lengths is not None:  # padding may hold anything, also NaN, which a gradient of zero would not hide
-        x = x.masked_fill((torch.arange(T, device=x.device)[:, None] >= lengths[None, :]).unsqueeze(-1), 0)
-    x = x.reshape(T * B, -1)
-    late = module().CELLS[cell]["late_gates"] * H
-    grads: list[Tensor] = []
+    if recurrence.lengths is not None:  # padding may hold anything, also NaN, which a gradient of zero would not hide
+        beyond = torch.arange(T, device=x.device)[:, None] >= recurrence.lengths
+        x = x.masked_fill(beyond.unsqueeze(-1), 0)
+    x = x.flatten(0, 1)
+    grads = []
     for d in range(D):
-        own = slice(d * GH, (d + 1) * GH)
-        to_x, to_h = dgx.view(T * B, width)[:, own].t(), dgr.view(T * B, width)[:, own].t()
-        grads.append(to_x @ x)
-        h = h_prev.view(T * B, D * H)[:, d * H : (d + 1) * H]
-        if late:  # the late gates multiplied something else than h: the last slot of the reserve
-            u = reserve[d].view(T * B, -1, H)[:, -1]
-            grads.append(torch.cat((to_h[: GH - late] @ h, to_h[GH - late :] @ u)))
+        to_x, to_h, h = (t.flatten(0, 1).chunk(D, dim=1)[d] for t in (dgx, dgr, h_prev))
+        to_x, to_h = to_x.t(), to_h.t()
+        if reserve is None:
+            dw_hh = to_h @ h
         else:
-            grads.append(to_h @ h)
-        if n == 4:
-            grads += [to_x.sum(1), to_h.sum(1)]
+            early = to_h.shape[0] - module().CELLS[recurrence.cell]["late_gates"] * H
+            u = reserve[d, :, :, -1].flatten(0, 1)
+            dw_hh = torch.cat((to_h[:early] @ h, to_h[early:] @ u))
+        with_biases = recurrence.biases[d] is not None
+        grads.append((to_x @ x, dw_hh, to_x.sum(1) if with_biases else None, to_h.sum(1) if with_biases else None))
     return grads
-
-
-def _log(cell: str, what: str, shape: tuple[int, ...], plan) -> None:
-    if _LOG:
-        named = " ".join(f"{k}={v}" for k, v in zip("TBIHD", shape))
-        print(f"fastrnn: {cell}_{what} {named} cuda -> {plan!r}", file=sys.stderr)
