@@ -141,6 +141,18 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
   itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
+// Uninitialised memory for what forward keeps for backward; it returns to the engine when the last user lets go.
+py::array reserve(const std::vector<py::ssize_t>& shape, int itemsize) {
+  int64_t bytes = itemsize;
+  for (const py::ssize_t n : shape) bytes *= n;
+  auto buffer = std::make_unique<Buffer>(take_buffer(bytes));
+  const py::capsule owner(buffer.get(),
+                          [](void* p) { give_back(std::move(*std::unique_ptr<Buffer>(static_cast<Buffer*>(p)))); });
+  const Buffer* data = buffer.release();
+  const py::dtype dtype = itemsize == 4 ? py::dtype::of<float>() : py::dtype::of<double>();
+  return py::array(dtype, shape, data->data(), owner);
+}
+
 py::dict plan(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
               bool training, int threads, const std::string& schedule) {
   const Plan plan =
@@ -302,6 +314,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);
+  m.def("reserve", &reserve, py::arg("shape"), py::arg("itemsize"));
   m.def("plan", &plan, py::arg("cell"), py::arg("itemsize"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("D"), py::arg("training"), py::arg("threads"), py::arg("schedule") = "");
   m.def("measure_fma", &measure_fma, py::arg("threads"), "Multiply-add rate of all threads together, GFLOP/s.");

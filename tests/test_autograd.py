@@ -112,6 +112,19 @@ def test_an_expanded_gradient_is_read_as_it_lies(batch_first):
         assert all(torch.equal(g, w) for g, w in zip(got, want))
 
 
+def test_memory_of_a_large_reserve_is_used_again_but_never_shared():
+    i = cases.make("lstm", Case(130, 64, 8, 33))
+    f, tensors = flat(i)
+    alone = torch.autograd.grad(f(*tensors)[0].sum(), tensors)
+    first, second = f(*tensors)[0], f(*(2 * t for t in tensors))[0]
+    used = {y.grad_fn.saved_tensors[6].data_ptr() for y in (first, second)}
+    assert len(used) == 2
+    assert all(torch.equal(g, w) for g, w in zip(torch.autograd.grad(first.sum(), tensors), alone))
+    torch.autograd.grad(second.sum(), tensors)
+    del first, second
+    assert f(*tensors)[0].grad_fn.saved_tensors[6].data_ptr() in used
+
+
 def test_outputs_that_get_no_gradient():
     i = cases.make("lstm", Case(3, 2, 4, 5, D=2), torch.float64)
     f, tensors = flat(i)

@@ -1,31 +1,17 @@
 #include "engine.h"
 
-#include <sys/mman.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <list>
 #include <mutex>
-#include <new>
 #include <type_traits>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 
 namespace fastrnn {
-namespace {
-// Large memory that is about to be written for the first time: ask for 2 MiB pages, as one page fault per 4 KiB costs
-// up to a tenth of a training step. Only a hint.
-void prefer_huge_pages(void* data, int64_t bytes) {
-  constexpr int64_t kHuge = int64_t(2) << 20;
-  if (bytes < 2 * kHuge) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kHuge * kHuge;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-}  // namespace
-
 FlushDenormals::FlushDenormals() : saved_(0) {
 #if defined(__SSE__)
   saved_ = _mm_getcsr();
@@ -36,22 +22,6 @@ FlushDenormals::~FlushDenormals() {
 #if defined(__SSE__)
   _mm_setcsr(saved_);
 #endif
-}
-
-Buffer::Buffer(int64_t bytes) : size_(bytes) {
-  data_.reset(static_cast<char*>(::operator new(size_t(std::max<int64_t>(bytes, 64)), std::align_val_t(64))));
-  prefer_huge_pages(data_.get(), bytes);
-}
-void Buffer::Free::operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-
-char* thread_scratch(int64_t bytes) {
-  constexpr int64_t kKeep = int64_t(64) << 20;
-  thread_local Buffer scratch;
-  if (scratch.size() < bytes || scratch.size() > std::max(kKeep, 4 * bytes)) {
-    scratch = Buffer();
-    scratch = Buffer(bytes);
-  }
-  return scratch.data();
 }
 
 namespace {
@@ -176,10 +146,6 @@ void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options)
   const RnnShape& s = p.shape;
   ForwardJob<T> job{};
   job.p = &p;
-  if (p.reserve) {
-    const int64_t slots = reserve_slots(kCells[cell].saved, kCells[cell].states, s.P);
-    prefer_huge_pages(p.reserve, s.D * s.T * s.B * slots * s.hidden_padded() * int64_t(sizeof(T)));
-  }
   // Training changes the weights every step: pack into scratch. Inference: keep the packs.
   const int64_t pack_bytes = p.reserve ? k.packed_forward_bytes(s) : 0;
   std::shared_ptr<Buffer> keep[2];

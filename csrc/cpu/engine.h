@@ -1,10 +1,10 @@
 #pragma once
 // Runs a layer: plan, packed weights, scratch, threads. And the stepper, which keeps all of that between calls.
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -26,9 +26,6 @@ void run_additive_forward(const AdditiveForward<T>& p, int threads);
 template <class T>
 void run_additive_backward(const AdditiveBackward<T>& p, int threads);
 
-// Scratch of the calling thread, kept between calls unless it is large.
-char* thread_scratch(int64_t bytes);
-
 // Sets flush-to-zero and denormals-are-zero for the current thread, and restores the caller's mode on exit.
 class FlushDenormals {
  public:
@@ -39,22 +36,6 @@ class FlushDenormals {
 
  private:
   unsigned saved_;
-};
-
-// Heap memory aligned to a cache line, never initialised.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t bytes);
-  char* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(char* p) const;
-  };
-  std::unique_ptr<char, Free> data_;
-  int64_t size_ = 0;
 };
 
 struct LayerSize {

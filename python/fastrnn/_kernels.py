@@ -34,6 +34,7 @@ _CHECK_TOLERANCE = {
 
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 _bool = torch.bool
+_KEPT_ELEMENTS = 1 << 18  # of y: from here on the engine's memory, which it keeps, is faster than fresh memory
 
 
 def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batch_first: bool):
@@ -304,8 +305,13 @@ def forward(
     lengths64 = None if lengths is None else _checked_lengths(cell, lengths, T)
     reserve, reserve_address = None, 0
     if training:
-        new = x.new_zeros if whole_reserve and (lengths is not None or H % LANES) else x.new_empty
-        reserve = new(reserve_shape(cell, T, B, H, P, directions))
+        shape = reserve_shape(cell, T, B, H, P, directions)
+        if whole_reserve and (lengths is not None or H % LANES):
+            reserve = x.new_zeros(shape)
+        elif T * B * H < _KEPT_ELEMENTS:
+            reserve = x.new_empty(shape)
+        else:
+            reserve = torch.from_numpy(_core.reserve(shape, item))
         reserve_address = reserve.data_ptr()
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
