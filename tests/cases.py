@@ -10,6 +10,7 @@ import torch
 from fastrnn import _core, ops, reference
 
 CELLS = list(_core.CELLS)
+WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]  # these can be projected
 
 # Largest error, as a part of 1 + |expected|. A step sums K = I + H products in float32: rounding alone gives about
 # sqrt(K) * 2^-24 (6e-7 at K = 100) in the pre-activation, the recurrence of a contracting cell multiplies that by a

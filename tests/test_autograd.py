@@ -7,14 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CELLS, Case  # noqa: E402
+from cases import CELLS, WITH_C, Case  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 
 from fastrnn import DeviceError, _kernels, ops, reference  # noqa: E402
 
 SMALL = Case(4, 3, 2, 3, D=2, ragged=True, reset=0.3)
 SMALL_PROJECTED = Case(3, 2, 2, 3, D=2, P=2, batch_first=True, bias=False)
-CHECKED = [(cell, SMALL) for cell in CELLS] + [("lstm", SMALL_PROJECTED)]
+CHECKED = [(cell, SMALL) for cell in CELLS] + [(cell, SMALL_PROJECTED) for cell in WITH_C]
 IDS = [f"{cell}-{case}" for cell, case in CHECKED]
 
 

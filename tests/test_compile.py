@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CELLS, Case  # noqa: E402
+from cases import CELLS, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import nn, ops  # noqa: E402
@@ -50,8 +50,8 @@ def test_opcheck(cell, case, training):
     torch.library.opcheck(torch.ops.fastrnn.rnn_forward.default, args)
     if training:
         y, h, c, reserve = (t.detach() for t in torch.ops.fastrnn.rnn_forward(*args))
-        ups = [torch.randn_like(y), torch.randn_like(h), torch.randn_like(c) if cell == "lstm" else None]
-        wanted = [True, bool(i.states), bool(i.states) and cell == "lstm"] + [True] * len(i.weights)
+        ups = [torch.randn_like(y), torch.randn_like(h), torch.randn_like(c) if cell in WITH_C else None]
+        wanted = [True, bool(i.states), bool(i.states) and cell in WITH_C] + [True] * len(i.weights)
         torch.library.opcheck(torch.ops.fastrnn.rnn_backward.default, (*args[:-1], y, reserve, *ups, wanted))
 
 

@@ -104,9 +104,9 @@ EVERY = [
     # 100 units of float64 do not fit into the shared memory of one CTA.
     if schedule != "cta" or dtype is not torch.float64 or case.H < 100
 ] + [
-    (schedule, "lstm", case, dtype)
+    (schedule, cell, case, dtype)
     for dtype in TOLERANCE
-    for schedule, case in itertools.product(schedules_for(dtype), cases.PROJECTED)
+    for schedule, cell, case in itertools.product(schedules_for(dtype), cases.WITH_C, cases.PROJECTED)
     if schedule not in ("cluster", "grid") or case.H > 8
 ]
 

@@ -7,12 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CASES, CELLS, PROJECTED, TOLERANCE, Case  # noqa: E402
+from cases import CASES, CELLS, PROJECTED, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import _kernels, ops, reference, threads  # noqa: E402
 
-CELL_CASES = [(cell, case) for cell in CELLS for case in CASES] + [("lstm", case) for case in PROJECTED]
+CELL_CASES = [(cell, case) for cell in CELLS for case in CASES] + [
+    (cell, case) for cell in WITH_C for case in PROJECTED
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -35,7 +37,7 @@ def random_case(k: int) -> tuple[str, Case]:
         return choices[torch.randint(len(choices), (), generator=RANDOM)]
 
     cell, H = pick(*CELLS), pick(1, 2, 3, 7, 16, 17, 33, 64, 65, 100)
-    P = pick(0, 0, 1, 2, 16) if cell == "lstm" else 0
+    P = pick(0, 0, 1, 2, 16) if cell in WITH_C else 0
     case = Case(
         pick(1, 2, 3, 9, 20), pick(1, 2, 3, 7, 8, 13, 40), pick(1, 2, 5, 16, 31), H, D=pick(1, 2), P=P if P < H else 0,
         bias=pick(True, False), states=pick(True, False), ragged=pick(True, False), reset=pick(0.0, 0.0, 0.2, 0.9),

@@ -135,9 +135,37 @@ def test_cells_have_every_variant():
         (nn.GRUCell(I, H, reset_after=False), "gru_reset_before"),
         (nn.RNNCell(I, H, nonlinearity="relu"), "rnn_relu"),
         (nn.RNNCell(I, H, nonlinearity="sigmoid"), "rnn_sigmoid"),
+        (nn.LSTMCell(I, H, coupled=True), "lstm_cifg"),
     ):
-        _, (want,) = fastrnn.reference.layer(name, x[None], cell._weights(), [h[None]])
-        torch.testing.assert_close(cell(x, h), want[0])
+        states = (h, h.tanh())[: fastrnn.reference.STATES[name]]
+        _, want = fastrnn.reference.layer(name, x[None], cell._weights(), [s[None] for s in states])
+        assert_same(cell(x, states if len(states) == 2 else h), tuple(s[0] for s in want))
+
+
+def test_layers_have_every_variant():
+    x = torch.randn(6, 3, I)
+    for module, name in (
+        (nn.GRU(I, H, bidirectional=True, reset_after=False), "gru_reset_before"),
+        (nn.RNN(I, H, bidirectional=True, nonlinearity="sigmoid"), "rnn_sigmoid"),
+        (nn.LSTM(I, H, bidirectional=True, coupled=True), "lstm_cifg"),
+        (nn.LSTM(I, H, bidirectional=True, coupled=True, proj_size=3), "lstm_cifg"),
+    ):
+        y, last = module(x)
+        want, states = fastrnn.reference.layer(name, x, module._flat_weights, directions=2)
+        assert_same((y, *(last if isinstance(last, tuple) else (last,))), (want, *states))
+        again = copy.deepcopy(module)
+        again.load_state_dict(module.state_dict())
+        assert_same(pickle.loads(pickle.dumps(again))(x), (y, last), rtol=0, atol=0)
+    module = nn.LSTM(I, H, 2, coupled=True)
+    assert module.weight_ih_l0.shape == (3 * H, I)
+    assert "coupled=True" in repr(module)
+    assert_same(functional.lstm(x, None, module._flat_weights, coupled=True), module(x), rtol=0, atol=0)
+    step = module.stepper(3)
+    for t in range(3):
+        y = step(x[t])
+    assert torch.equal(y, module(x)[0][2])
+    with pytest.raises(fastrnn.ShapeError, match=r"lstm: weight_ih_l0 has shape \(21, 5\), expected"):
+        functional.lstm(x, None, module._flat_weights)
 
 
 # ---- ragged batches and resets

@@ -15,9 +15,11 @@ CLASSES = {
     "rnn_relu": (fnp.RNN, {"nonlinearity": "relu"}),
     "rnn_sigmoid": (fnp.RNN, {"nonlinearity": "sigmoid"}),
     "lstm": (fnp.LSTM, {}),
+    "lstm_cifg": (fnp.LSTM, {"coupled": True}),
     "gru": (fnp.GRU, {}),
     "gru_reset_before": (fnp.GRU, {"reset_after": False}),
 }
+WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]
 
 
 def sigmoid(x):
@@ -31,8 +33,12 @@ def oracle_step(cell, x, s, w):
     if cell.startswith("rnn"):
         f = {"tanh": np.tanh, "relu": lambda v: np.maximum(v, 0), "sigmoid": sigmoid}[cell[4:]]
         return (f(gx + gr),)
-    if cell == "lstm":
-        i, f, g, o = np.split(gx + gr, 4)
+    if cell.startswith("lstm"):
+        if cell == "lstm_cifg":
+            i, g, o = np.split(gx + gr, 3)
+            f = -i  # sigmoid(-i) = 1 - sigmoid(i)
+        else:
+            i, f, g, o = np.split(gx + gr, 4)
         c = sigmoid(f) * s[1] + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         return (w["weight_hr"] @ h if "weight_hr" in w else h, c)
@@ -111,7 +117,7 @@ SHAPES = [(1, 1, 1, 1, 1, 1), (5, 3, 4, 17, 2, 2), (9, 7, 33, 16, 1, 2), (4, 2, 
 @pytest.mark.parametrize("cell", CLASSES)
 def test_matches_oracle(isa, cell, shape, options, dtype):
     T, B, I, H, layers, D = shape
-    P = H // 2 if options == "projected" and cell == "lstm" and H > 1 else 0
+    P = H // 2 if options == "projected" and cell in WITH_C and H > 1 else 0
     rng = np.random.default_rng(1)
     named = make(cell, I, H, layers, D, P, options != "no_bias", dtype)
     x = rng.standard_normal((T, B, I)).astype(dtype)

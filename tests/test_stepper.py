@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from test_numpy import CLASSES, make, states_of
+from test_numpy import CLASSES, WITH_C, make, states_of
 
 from fastrnn import DTypeError, ShapeError, _core
 
@@ -23,7 +23,7 @@ def build(cell, layers=2, P=0, dtype=np.float32, I=7, H=33):
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("cell", CLASSES)
 def test_same_bits_as_the_sequence(isa, cell, B, dtype):
-    module = build(cell, P=5 if cell == "lstm" else 0)
+    module = build(cell, P=5 if cell in WITH_C else 0)
     if dtype != np.float32:
         module = build(cell, dtype=dtype)
     x = np.random.default_rng(3).standard_normal((9, B, 7)).astype(dtype)
@@ -31,7 +31,7 @@ def test_same_bits_as_the_sequence(isa, cell, B, dtype):
     y, last = module(x)
     for t in range(9):
         assert np.array_equal(step(x[t]), y[t]), t
-    for got, want in zip(step.state if cell == "lstm" else (step.state,), last if cell == "lstm" else (last,)):
+    for got, want in zip(step.state if cell in WITH_C else (step.state,), last if cell in WITH_C else (last,)):
         assert np.array_equal(got, want)
 
 
@@ -64,7 +64,7 @@ def test_state_can_be_read_set_and_reset(cell):
     assert np.array_equal(np.stack(first), np.stack([step(v).copy() for v in x]))
     assert np.array_equal(first, build(cell)(x, start)[0])
     step.reset(np.array([False, True, False]))
-    h = step.state[0] if cell == "lstm" else step.state
+    h = step.state[0] if cell in WITH_C else step.state
     assert not h[:, 1].any() and h[:, 0].any() and h[:, 2].any()
     step.reset()
     assert not np.any(step.state)

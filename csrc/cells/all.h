@@ -3,6 +3,7 @@
 #include "gru.h"
 #include "gru_reset_before.h"
 #include "lstm.h"
+#include "lstm_cifg.h"
 #include "rnn.h"
 
 #define FASTRNN_FOR_EACH_CELL(X) \
@@ -10,5 +11,6 @@
   X(rnn_relu, RnnReluCell)       \
   X(rnn_sigmoid, RnnSigmoidCell) \
   X(lstm, LstmCell)              \
+  X(lstm_cifg, LstmCifgCell)     \
   X(gru, GruCell)                \
   X(gru_reset_before, GruResetBeforeCell)

@@ -61,8 +61,8 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
         The model, or the new module if `model` is itself a recurrent one.
 
     Raises:
-        TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an RNN with the sigmoid, or a
-            subclass.
+        TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True, an
+            RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
@@ -109,6 +109,8 @@ def _to_fastrnn(module: Module) -> Module | None:
     new = _hand_over(module, kind, _TORCH_ONLY)
     if kind in (nn.GRU, nn.GRUCell):
         new.reset_after = True
+    if kind in (nn.LSTM, nn.LSTMCell):
+        new.coupled = False
     return new
 
 
@@ -116,7 +118,7 @@ def _to_torch(module: Module) -> Module | None:
     kind = _BACK.get(type(module))
     if kind is None:
         return None
-    new = _hand_over(module, kind, ("reset_after",))
+    new = _hand_over(module, kind, ("reset_after", "coupled", "_gates"))
     if isinstance(new, torch.nn.RNNBase):
         new.__dict__["mode"] = module.mode
         new._init_flat_weights()
@@ -136,6 +138,8 @@ def _cannot_convert(module: Module) -> str | None:
 def _cannot_go_back(module: Module) -> str | None:
     if isinstance(module, (nn.GRU, nn.GRUCell)) and not module.reset_after:
         return f"is a {type(module).__name__} with reset_after=False, which torch.nn does not have"
+    if isinstance(module, (nn.LSTM, nn.LSTMCell)) and module.coupled:
+        return f"is a {type(module).__name__} with coupled=True, which torch.nn does not have"
     if isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity not in ("tanh", "relu"):
         return f"is a {type(module).__name__} with nonlinearity={module.nonlinearity!r}, which torch.nn does not have"
     if isinstance(module, tuple(_BACK)) and type(module) not in _BACK:

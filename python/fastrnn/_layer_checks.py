@@ -93,9 +93,9 @@ def check_layer(
         hint = "; fastrnn.functional and fastrnn.nn convert narrower ones"
         raise _checks.dtype_error(function, "x", x.dtype, "torch.float32 or torch.float64", hint)
     n, rest = divmod(len(weights), directions)
-    if rest or n not in HAS_BIAS or (n & 1 and cell != "lstm"):
+    if rest or n not in HAS_BIAS or (n & 1 and CELLS[cell][1] == 1):
         per_direction = (
-            "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if cell == "lstm" else "2 or 4 (with biases)"
+            "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if CELLS[cell][1] == 2 else "2 or 4 (with biases)"
         )
         _checks.check_count(function, "weights", len(weights), f"{per_direction} for each of {directions} directions")
     names = _checks.weight_names(directions, HAS_BIAS[n], bool(n & 1), suffix)

@@ -51,6 +51,7 @@ def lstm(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
+    coupled: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -62,6 +63,8 @@ def lstm(
         dropout: probability of dropping an element between layers, applied if `training`.
         lengths: [B] integers on any device, true length of each row, zero allowed: y is zero past them.
         reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.
+        coupled: True for input and forget gates that add up to one, f = 1 - i (CIFG, Greff et al. 2017): three gates
+            i g o instead of four in each weight.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
@@ -72,7 +75,8 @@ def lstm(
     Example:
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
-    stack = _infer_stack("lstm", "lstm", weights, bidirectional, batch_first, dropout)
+    cell = "lstm_cifg" if coupled else "lstm"
+    stack = _infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
 
@@ -189,7 +193,7 @@ def _infer_stack(
         )
     n = 4 if len(weights) > 2 and weights[2].ndim == 1 else 2
     rows = weights[0].shape[0]
-    projected = cell == "lstm" and len(weights) > n and weights[n].ndim == 2 and weights[n].shape[0] != rows
+    projected = CELLS[cell][1] == 2 and len(weights) > n and weights[n].ndim == 2 and weights[n].shape[0] != rows
     n += projected
     if len(weights) % (n * D):
         _checks.check_count(function, "weights", len(weights), f"a multiple of {n * D}: {n} for each direction")

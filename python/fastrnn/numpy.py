@@ -99,7 +99,7 @@ class _Recurrent:
     def from_torch(cls, module: Any) -> Any:
         """Copies the weights and batch_first of a torch.nn or fastrnn.nn module."""
         options = {"batch_first": bool(getattr(module, "batch_first", False))}
-        for name in ("nonlinearity", "reset_after"):
+        for name in ("nonlinearity", "reset_after", "coupled"):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
         return cls(module.state_dict(), **options)
@@ -297,15 +297,18 @@ class LSTM(_Recurrent):
         weights: a state_dict, or a list in torch's `_flat_weights` order; copied.
         batch_first: x and y are [B, T, *].
         prefix: of the names in the state_dict.
+        coupled: True for f = 1 - i (CIFG), gate order i g o.
     """
 
     _function, _gates = "lstm", 4
 
-    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = ""):
+    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = "", coupled: bool = False):
+        self.coupled = bool(coupled)
+        self._gates = 3 if coupled else 4
         super().__init__(weights, batch_first=batch_first, prefix=prefix)
 
     def _cell(self) -> str:
-        return "lstm"
+        return "lstm_cifg" if self.coupled else "lstm"
 
 
 class GRU(_Recurrent):

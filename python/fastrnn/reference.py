@@ -35,6 +35,14 @@ def lstm(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     return o.sigmoid() * c.tanh(), c
 
 
+def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    """Greff et al. 2017: coupled input and forget gates, f = 1 - i; gates i g o."""
+    h, c = state
+    i, g, o = (x + linear(h, w, b)).chunk(3, -1)
+    c = c + i.sigmoid() * (g.tanh() - c)
+    return o.sigmoid() * c.tanh(), c
+
+
 def gru(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
     (h,) = state
@@ -61,10 +69,11 @@ CELLS: dict[str, Callable[..., State]] = {
     "rnn_relu": _rnn(torch.relu),
     "rnn_sigmoid": _rnn(torch.sigmoid),
     "lstm": lstm,
+    "lstm_cifg": lstm_cifg,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
 }
-STATES = {name: 2 if name == "lstm" else 1 for name in CELLS}
+STATES = {name: 2 if name.startswith("lstm") else 1 for name in CELLS}
 
 
 def split_weights(weights: Sequence[Tensor], directions: int) -> list[list[Tensor | None]]:
@@ -136,8 +145,9 @@ def layer(
     T, B = x.shape[:2]
     parts = split_weights(weights, directions)
     if states is None:
-        H = parts[0][1].shape[0] // (4 if cell == "lstm" else 3 if cell.startswith("gru") else 1)
-        sizes = (parts[0][1].shape[1], H)[: STATES[cell]]
+        w_hh, w_hr = parts[0][1], parts[0][4]
+        out = w_hh.shape[1]
+        sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None
     if lengths is not None:

@@ -90,13 +90,13 @@ class _Cell(Module):
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch prints them."""
         shown = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"bias": True, "reset_after": True, "nonlinearity": "tanh"}
+        defaults = {"bias": True, "reset_after": True, "nonlinearity": "tanh", "coupled": False}
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
 
 
 class LSTMCell(_Cell):
-    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])).
+    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])), with `coupled` as in LSTM.
 
     Example:
         >>> h, c = LSTMCell(3, 4)(torch.ones(2, 3))
@@ -104,11 +104,22 @@ class LSTMCell(_Cell):
 
     _function, _gates = "lstm_cell", 4
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        coupled: bool = False,
+    ):
+        self._gates = 3 if coupled else 4
         super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.coupled = bool(coupled)
 
     def _cell(self) -> str:
-        return "lstm"
+        return "lstm_cifg" if self.coupled else "lstm"
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step: input [B, I] or [I], hx a pair of [B, H] or [H] (None for zeros) -> the new pair."""

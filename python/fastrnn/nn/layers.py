@@ -135,7 +135,7 @@ class _Recurrent(Module):
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-            "reset_after": True, "nonlinearity": "tanh",
+            "reset_after": True, "nonlinearity": "tanh", "coupled": False,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
@@ -147,6 +147,8 @@ class LSTM(_Recurrent):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             torch.nn.LSTM; the parameters have torch's names and default initialisation.
+        coupled: True for input and forget gates that add up to one, f = 1 - i (CIFG, Greff et al. 2017): weights
+            have three gates i g o, a quarter less of everything.
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -166,13 +168,17 @@ class LSTM(_Recurrent):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        coupled: bool = False,
     ) -> None:
+        self._gates = 3 if coupled else 4
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
+        self.coupled = bool(coupled)
 
     def _cell(self) -> str:
-        return "lstm"
+        return "lstm_cifg" if self.coupled else "lstm"
 
     def forward(
         self,
