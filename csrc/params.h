@@ -24,7 +24,7 @@ struct RnnWeights {  // one direction, torch's layout, contiguous
   const T* w_ih;     // [G*H, I]
   const T* w_hh;     // [G*H, P or H]
   const T* b_ih;     // [G*H], null = zero
-  const T* b_hh;     // [G*H], null = zero
+  const T* b_hh;     // [G*H], then a cell's vectors [V*H]; null = zero (cells without vectors)
   const T* w_hr;     // [P, H], null without projection
 };
 

@@ -10,7 +10,7 @@ template <class Cell, class E>
 class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
   using Base = LayerRun<Cell, E, CudaBackward, true>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
-  using Base::state_, Base::extra_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
   using typename Base::A, typename Base::S;
 
  public:
@@ -55,6 +55,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
       Base::fill_states(p_.dstates_out);
     else
       Base::template carry<true>();
+    Base::fill_bias(G);
     for (int i = threadIdx.x; i < at_.rows * cut_.ldb; i += kThreads) operand_[i] = E(0.f);
     Base::template load_weights<0>(weights<0>());
     if constexpr (kLate) Base::template load_weights<1>(weights<1>());
@@ -131,7 +132,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
         operand_[i / at_.units * cut_.ldb + g * at_.units + i % at_.units] = E(0.f);
       return;
     }
-    A *ds = state_ + i, dx[G], dr[G], ds_old[kStates];
+    A *ds = state_ + i, dx[G], dr[G + Cell::kVectors], ds_old[kStates];
     const bool fresh = when.fresh(p_, row, k);
     // Steps after this one sent parts of dh, unless the row ended here or started afresh there.
     const bool continues = k + 1 < when.length && !when.fresh(p_, row, k + 1);
@@ -144,7 +145,9 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
       A ds_new[kStates];
       for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
       ds_new[0] = ds_new[0] + at.dy + (continues ? arrived(e, i) : A(0));
-      Cell::backward(at.saved, at.s, at.s_new, ds_new, dx, dr, ds_old);
+      A vectors[kVectorRoom<Cell>];
+      for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + i % at_.units];
+      cell_backward<Cell>(at.saved, at.s, vectors, at.s_new, ds_new, dx, dr, ds_old);
       for (int q = 0; q < kStates; ++q) ds[q * pairs()] = fresh && !kLate ? A(0) : ds_old[q];
       if constexpr (kLate)
         for (int g = 1; g < G; ++g) extra_[g * pairs() + i] = dr[g];
@@ -160,6 +163,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
       as<E>(p_.dgx)[(at * G + g) * p_.H + unit] = dx ? narrow<E>(dx[g]) : E(0.f);
       if (p_.dgr) as<E>(p_.dgr)[(at * G + g) * p_.H + unit] = dr ? narrow<E>(dr[g]) : E(0.f);
     }
+    for (int q = 0; q < Cell::kVectors; ++q)
+      as<E>(p_.dvectors)[(at * Cell::kVectors + q) * p_.H + unit] = dr ? narrow<E>(dr[G + q]) : E(0.f);
     as<E>(p_.h_prev)[at * p_.H + unit] = narrow<E>(h_prev);
   }
 

@@ -233,8 +233,8 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
 }
 
 void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
-                  int64_t dy_b, const Addresses& dstates_out, Address dgx, Address dgr, Address h_prev,
-                  const Addresses& dstates_in) {
+                  int64_t dy_b, const Addresses& dstates_out, Address dgx, Address dgr, Address dvectors,
+                  Address h_prev, const Addresses& dstates_in) {
   const OnDevice guard(device);
   check_waits();
   CudaBackward p{};
@@ -244,6 +244,7 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
   p.dy_stride_b = dy_b;
   p.dgx = at<void>(dgx);
   p.dgr = at<void>(dgr);
+  p.dvectors = at<void>(dvectors);
   p.h_prev = at<void>(h_prev);
   for (int s = 0; s < 2; ++s) {
     p.dstates_out[s] = at<void>(dstates_out, s);

@@ -8,14 +8,13 @@ template <class Cell, class E>
 class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
   using Base = LayerRun<Cell, E, CudaForward, false>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
-  using Base::state_, Base::extra_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
   using typename Base::A, typename Base::S;
 
  public:
   __device__ ForwardRun(const CudaForward& p, unsigned char* shared)
       : Base(p, shared),
         sums_(reinterpret_cast<A*>(shared + cut_.sums)),
-        bias_(reinterpret_cast<A*>(shared + cut_.bias)),
         staging_(reinterpret_cast<E*>(shared + cut_.staging)) {}
 
   __device__ void run() {
@@ -57,11 +56,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     }
   }
   __device__ void begin() {
-    for (int i = threadIdx.x; i < G * at_.units; i += kThreads) {
-      const int64_t unit = at_.unit0 + i % at_.units, gate = i / at_.units;
-      const E* b = as<E>(p_.b_hh[at_.d]);
-      bias_[i] = b && unit < p_.H ? widen(b[gate * p_.H + unit]) : A(0);
-    }
+    Base::fill_bias(0);
     if (p_.first == 0)
       Base::fill_states(p_.states_in);
     else
@@ -139,7 +134,9 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     } else {
       if constexpr (kLate)
         for (int q = 0; q < K; ++q) saved[q] = extra_[q * pairs() + i];
-      Cell::forward(in.x, rec, s, s_new, saved);
+      A vectors[kVectorRoom<Cell>];
+      for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[(G + q) * at_.units + i % at_.units];
+      cell_forward<Cell>(in.x, rec, s, vectors, s_new, saved);
       for (int q = 0; q < kStates; ++q) state[q * pairs()] = s_new[q];
       y[t * p_.y_stride_t] = narrow<E>(s_new[0]);
       if (p_.reserve) {
@@ -205,7 +202,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     signals_.close();
   }
 
-  A *sums_, *bias_;
+  A* sums_;
   E* staging_;
 };
 

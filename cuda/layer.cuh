@@ -27,7 +27,7 @@ struct SharedLayout {
   ProductShape product[2];
   int ldb;      // row stride of the product's operand
   int ld_sums;  // forward: of its result
-  int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;
+  int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;  // bias: forward's; then the cell's vectors
 
   // Forward: out[gates x own units] over K = all units. Backward: out[all units] over K = gates x own units.
   __host__ __device__ SharedLayout(const Geometry& geo, bool backward) {
@@ -53,7 +53,7 @@ struct SharedLayout {
     state = take(Cell::kStates * pairs * sizeof(A));
     extra = take(Cell::kLateGates ? Cell::kSaved * pairs * sizeof(A) : 0);  // what stage 1 needs of stage 0
     staging = take(!backward && geo.schedule == kCluster ? pairs * sizeof(E) : 0);
-    bias = take(backward ? 0 : Cell::kGates * geo.units * sizeof(A));
+    bias = take(((backward ? 0 : Cell::kGates) + Cell::kVectors) * geo.units * sizeof(A));
     for (int stage = 0; stage < S::kCount; ++stage)
       tiles[stage] = take(size_t(geo.shared_tiles[stage]) * kThreads * sizeof(typename Core<E>::Tile));
   }
@@ -232,6 +232,7 @@ class LayerRun {
         group_(int64_t(at_.d) * p.geometry.groups + at_.group),
         state_(reinterpret_cast<A*>(shared + cut_.state)),
         extra_(reinterpret_cast<A*>(shared + cut_.extra)),
+        bias_(reinterpret_cast<A*>(shared + cut_.bias)),
         shared_(shared),
         signals_{p.geometry.schedule,
                  p.geometry.ctas,
@@ -252,6 +253,14 @@ class LayerRun {
         const bool inside = from && row < p_.B && unit < p_.H;
         state_[s * pairs() + i] = inside ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
       }
+  }
+  // Rows [first, G + V) of b_hh for this CTA's units.
+  __device__ void fill_bias(int first) {
+    const E* b = as<E>(p_.b_hh[at_.d]);
+    for (int i = threadIdx.x; i < (G + Cell::kVectors - first) * at_.units; i += kThreads) {
+      const int64_t unit = at_.unit0 + i % at_.units, gate = first + i / at_.units;
+      bias_[i] = b && unit < p_.H ? widen(b[gate * p_.H + unit]) : A(0);
+    }
   }
   template <int stage, class Weights>
   __device__ void load_weights(const Weights& weights) {
@@ -274,7 +283,7 @@ class LayerRun {
   const SharedLayout<Cell, E> cut_;
   const Workspace<Cell, E> work_;
   const int64_t group_;
-  A *state_, *extra_;  // of this CTA's units; backward: gradients of the states
+  A *state_, *extra_, *bias_;  // of this CTA's units; backward: gradients of the states
   unsigned char* shared_;
   Signals signals_;
   Product<E, register_tiles<Cell, E>()> product_[S::kCount];

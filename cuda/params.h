@@ -26,7 +26,7 @@ struct Geometry {
 struct CudaLayer {
   int64_t T, B, H, D;
   const void* w_hh[2];        // [G*H, H]
-  const void* b_hh[2];        // [G*H], null = zero
+  const void* b_hh[2];        // [G*H], then the cell's vectors [V*H]; null = zero (cells without vectors)
   const void* states_in[2];   // h, c [D, B, H]; null = zero
   const int64_t* lengths;     // [B], clamped to [0, T]; null = all T
   const uint8_t* reset_mask;  // [T, B]; null = none
@@ -53,6 +53,7 @@ struct CudaBackward : CudaLayer {
   const void* dstates_out[2];  // null = zero
   void* dgx;                   // [T, B, D*G*H] gradient of gx; zero beyond the lengths
   void* dgr;                   // the same of the recurrent part; null where a cell's are equal
+  void* dvectors;              // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
   void* h_prev;                // [T, B, D*H] the h that entered each step; zero beyond the lengths
   void* dstates_in[2];         // null = not wanted
 };

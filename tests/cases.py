@@ -103,11 +103,12 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
     def weight(*shape: int) -> torch.Tensor:
         return ((torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) / math.sqrt(c.H)).to(dtype)
 
+    vectors = _core.CELLS[cell]["vectors"]
     weights, names = [], []
     for end in ("", "_reverse")[: c.D]:
         shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out)}
-        if c.bias:
-            shapes |= {"b_ih": (G * c.H,), "b_hh": (G * c.H,)}
+        if c.bias or vectors:
+            shapes |= {"b_ih": (G * c.H,), "b_hh": ((G + vectors) * c.H,)}
         if c.P:
             shapes["w_hr"] = (c.P, c.H)
         names += [name + end for name in shapes]

@@ -146,6 +146,7 @@ def test_a_scripted_module_is_refused():
         (nn.GRU(3, 4, reset_after=False), "GRU with reset_after=False"),
         (nn.GRUCell(3, 4, reset_after=False), "GRUCell with reset_after=False"),
         (nn.LSTM(3, 4, coupled=True), "LSTM with coupled=True"),
+        (nn.LSTM(3, 4, peepholes=True), "LSTM with peepholes=True"),
         (nn.LSTMCell(3, 4, coupled=True), "LSTMCell with coupled=True"),
         (nn.RNN(3, 4, nonlinearity="sigmoid"), "RNN with nonlinearity='sigmoid'"),
         (nn.RNNCell(3, 4, nonlinearity="sigmoid"), "RNNCell with nonlinearity='sigmoid'"),

@@ -149,6 +149,8 @@ def test_layers_have_every_variant():
         (nn.RNN(I, H, bidirectional=True, nonlinearity="sigmoid"), "rnn_sigmoid"),
         (nn.LSTM(I, H, bidirectional=True, coupled=True), "lstm_cifg"),
         (nn.LSTM(I, H, bidirectional=True, coupled=True, proj_size=3), "lstm_cifg"),
+        (nn.LSTM(I, H, bidirectional=True, peepholes=True), "lstm_peephole"),
+        (nn.LSTM(I, H, bidirectional=True, peepholes=True, bias=False, proj_size=3), "lstm_peephole"),
     ):
         y, last = module(x)
         want, states = fastrnn.reference.layer(name, x, module._flat_weights, directions=2)
@@ -156,14 +158,23 @@ def test_layers_have_every_variant():
         again = copy.deepcopy(module)
         again.load_state_dict(module.state_dict())
         assert_same(pickle.loads(pickle.dumps(again))(x), (y, last), rtol=0, atol=0)
+    for option in ("coupled", "peepholes"):
+        module = nn.LSTM(I, H, 2, **{option: True})
+        assert f"{option}=True" in repr(module)
+        assert_same(functional.lstm(x, None, module._flat_weights, **{option: True}), module(x), rtol=0, atol=0)
+        ours = fastrnn.numpy.LSTM.from_torch(module)(x.numpy())[0]
+        assert torch.equal(torch.from_numpy(ours), module(x)[0])
+        step = module.stepper(3)
+        for t in range(3):
+            y = step(x[t])
+        assert torch.equal(y, module(x)[0][2])
+        module(x)[0].square().sum().backward()
+        assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+    with pytest.raises(ValueError, match="LSTM: coupled and peepholes are both True, expected one of them at most"):
+        nn.LSTM(I, H, coupled=True, peepholes=True)
+    assert nn.LSTM(I, H, peepholes=True).weight_peephole_l0.shape == (3 * H,)
     module = nn.LSTM(I, H, 2, coupled=True)
     assert module.weight_ih_l0.shape == (3 * H, I)
-    assert "coupled=True" in repr(module)
-    assert_same(functional.lstm(x, None, module._flat_weights, coupled=True), module(x), rtol=0, atol=0)
-    step = module.stepper(3)
-    for t in range(3):
-        y = step(x[t])
-    assert torch.equal(y, module(x)[0][2])
     with pytest.raises(fastrnn.ShapeError, match=r"lstm: weight_ih_l0 has shape \(21, 5\), expected"):
         functional.lstm(x, None, module._flat_weights)
 

@@ -16,6 +16,7 @@ CLASSES = {
     "rnn_sigmoid": (fnp.RNN, {"nonlinearity": "sigmoid"}),
     "lstm": (fnp.LSTM, {}),
     "lstm_cifg": (fnp.LSTM, {"coupled": True}),
+    "lstm_peephole": (fnp.LSTM, {"peepholes": True}),
     "gru": (fnp.GRU, {}),
     "gru_reset_before": (fnp.GRU, {"reset_after": False}),
 }
@@ -39,7 +40,9 @@ def oracle_step(cell, x, s, w):
             f = -i  # sigmoid(-i) = 1 - sigmoid(i)
         else:
             i, f, g, o = np.split(gx + gr, 4)
-        c = sigmoid(f) * s[1] + sigmoid(i) * np.tanh(g)
+        pi, pf, po = np.split(w["weight_peephole"], 3) if cell == "lstm_peephole" else (0, 0, 0)
+        c = sigmoid(f + pf * s[1]) * s[1] + sigmoid(i + pi * s[1]) * np.tanh(g)
+        o = o + po * c
         h = sigmoid(o) * np.tanh(c)
         return (w["weight_hr"] @ h if "weight_hr" in w else h, c)
     r, z = sigmoid(gx[:H] + gr[:H]), sigmoid(gx[H : 2 * H] + gr[H : 2 * H])
@@ -87,6 +90,8 @@ def make(cell, I, H, layers=1, directions=1, P=0, bias=True, dtype=np.float32, s
                 shapes |= {"bias_ih": (G * H,), "bias_hh": (G * H,)}
             if P:
                 shapes["weight_hr"] = (P, H)
+            if cell == "lstm_peephole":
+                shapes["weight_peephole"] = (3 * H,)
             for name, shape in shapes.items():
                 named[f"{name}_l{k}{end}"] = (rng.uniform(-1, 1, shape) / np.sqrt(H)).astype(dtype)
     return named

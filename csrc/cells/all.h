@@ -1,9 +1,11 @@
 #pragma once
 // The list of cells: one word here instantiates a cell in every schedule, ISA and binding.
+#include "call.h"
 #include "gru.h"
 #include "gru_reset_before.h"
 #include "lstm.h"
 #include "lstm_cifg.h"
+#include "lstm_peephole.h"
 #include "rnn.h"
 
 #define FASTRNN_FOR_EACH_CELL(X) \
@@ -12,5 +14,6 @@
   X(rnn_sigmoid, RnnSigmoidCell) \
   X(lstm, LstmCell)              \
   X(lstm_cifg, LstmCifgCell)     \
+  X(lstm_peephole, LstmPeepholeCell) \
   X(gru, GruCell)                \
   X(gru_reset_before, GruResetBeforeCell)

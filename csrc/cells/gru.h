@@ -9,6 +9,7 @@ struct GruCell {
   static constexpr int kStates = 1;  // h
   static constexpr int kSaved = 4;   // r z n and the recurrent part of n
   static constexpr int kLateGates = 0;
+  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = true;
   static constexpr bool kSharedGateGrad = false;  // dr[2] = dx[2] * r
 

@@ -11,6 +11,7 @@ struct GruResetBeforeCell {
   static constexpr int kStates = 1;     // h
   static constexpr int kSaved = 4;      // r z n, and u, which the loop stores in the last slot
   static constexpr int kLateGates = 1;  // n
+  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = true;
   static constexpr bool kSharedGateGrad = true;  // dx == dr
 

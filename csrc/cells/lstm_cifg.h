@@ -9,6 +9,7 @@ struct LstmCifgCell {
   static constexpr int kStates = 2;  // h c
   static constexpr int kSaved = 3;   // i g o after activation
   static constexpr int kLateGates = 0;
+  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = false;
   static constexpr bool kSharedGateGrad = true;  // dx == dr
 

@@ -40,6 +40,7 @@ struct RnnCell {
   static constexpr int kStates = 1;  // h
   static constexpr int kSaved = 1;   // h'
   static constexpr int kLateGates = 0;
+  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = false;
   static constexpr bool kSharedGateGrad = true;  // dx == dr
 

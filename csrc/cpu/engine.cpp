@@ -89,7 +89,7 @@ class PackCache {
     add(w.w_ih, rows * s.I);
     add(w.w_hh, rows * s.out());
     add(w.b_ih, rows);
-    add(w.b_hh, rows);
+    add(w.b_hh, rows + kCells[cell].vectors * s.H);
     add(w.w_hr, s.P * s.H);
     return h;
   }

@@ -58,6 +58,14 @@ inline void sort_rows(int64_t B, int64_t T, const int64_t* lengths, int64_t* sor
   }
 }
 
+// A cell's vectors, packed [V][Hp] behind the weights, zero beyond H.
+template <class Cell, class T>
+void pack_vectors(const RnnShape& s, const T* b_hh, const T* into) {
+  const int64_t Hp = s.hidden_padded();
+  for (int64_t i = 0; i < Cell::kVectors * Hp; ++i)
+    const_cast<T*>(into)[i] = i % Hp < s.H ? b_hh[(Cell::kGates + i / Hp) * s.H + i % Hp] : T(0);
+}
+
 // Hands out 64-byte aligned pieces of one block; with base null it only measures.
 struct Arena {
   char* base;

@@ -17,6 +17,7 @@ int64_t packed_backward_layout(const RnnShape& s, Arena& arena, PackedBackward<T
   packed.wh_t[0] = arena.take<T>(packed_columns_size<T>(Stages<Cell>::gates(0) * Hp, s.out()));
   packed.wh_t[1] = Cell::kLateGates ? arena.take<T>(packed_columns_size<T>(Cell::kLateGates * Hp, s.H)) : nullptr;
   packed.wr_t = s.P ? arena.take<T>(packed_columns_size<T>(s.P, s.H)) : nullptr;
+  packed.vectors = arena.take<T>(Cell::kVectors * Hp);
   if (into) *into = packed;
   return arena.used;
 }
@@ -41,6 +42,7 @@ PackedBackward<T> pack_backward(const RnnShape& s, const RnnWeights<T>& w, char*
   const auto put = [](int64_t K, int64_t N, auto rows, const T* dst) {
     pack_columns<T>(K, N, rows, const_cast<T*>(dst));
   };
+  pack_vectors<Cell>(s, w.b_hh, packed.vectors);
   put(Cell::kGates * Hp, s.I, row(w.w_ih, 0, s.I), packed.wx_t);
   put(Stages<Cell>::gates(0) * Hp, s.out(), row(w.w_hh, 0, s.out()), packed.wh_t[0]);
   if (Cell::kLateGates) put(Cell::kLateGates * Hp, s.H, row(w.w_hh, Stages<Cell>::gates(0), s.H), packed.wh_t[1]);
@@ -53,13 +55,14 @@ class BackwardRun {
   using V = Vec<T>;
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
+  static constexpr int kColumns = G + Cell::kVectors;  // of a row of gradients: gates, then the cell's vectors
   static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
 
   struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
     const T *dh_in, *dc_in;  // carried state gradient entering from step k+1; zeros where a segment ends
     T *dh_out, *dc_out;      // carried on to step k-1
-    T *dx, *dr;              // [G*Hp] gate gradients of this step
+    T *dx, *dr;              // [kColumns*Hp] gate gradients of this step
     T* dh_projected;         // [out()] gradient of the projected h
   };
 
@@ -73,7 +76,7 @@ class BackwardRun {
         plan_(plan),
         team_(team),
         Hp_(p.shape.hidden_padded()),
-        ld_(G * p.shape.hidden_padded() + 16) {
+        ld_(kColumns * p.shape.hidden_padded() + 16) {
     Arena shared{scratch};
     take_shared(shared);
     Arena measure{nullptr};
@@ -122,7 +125,7 @@ class BackwardRun {
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
     bx_ = arena.take<double>(G * Hp_);
-    bh_ = arena.take<double>(G * Hp_);
+    bh_ = arena.take<double>(kColumns * Hp_);
   }
   void take_own(Arena& arena) {
     const bool by_rows = plan_.schedule == kBatchSplit;
@@ -195,7 +198,7 @@ class BackwardRun {
     clear(wh_, (s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     clear(wr_, s_.P * Hp_);
     clear(bx_, G * Hp_);
-    clear(bh_, G * Hp_);
+    clear(bh_, kColumns * Hp_);
     clear_padding();
     team_.sync();
   }
@@ -205,7 +208,7 @@ class BackwardRun {
     const int64_t written = round_up(s_.H, W);
     if (written == Hp_ || team_.rank != 0) return;
     for (int64_t r = 0; r < plan_.chunk_steps * s_.B; ++r)
-      for (int g = 0; g < G; ++g) {
+      for (int g = 0; g < kColumns; ++g) {
         fill_zero(dx_ + r * ld_ + g * Hp_ + written, Hp_ - written);
         fill_zero(dr_ + r * ld_ + g * Hp_ + written, Hp_ - written);
       }
@@ -277,7 +280,9 @@ class BackwardRun {
   }
 
   void units(const Row& row, int64_t u, int64_t lanes, V dh) {
-    V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[G];
+    V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[kColumns];
+    V vectors[kVectorRoom<Cell>];
+    for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + u);
     for (int q = 0; q < K; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
     s[0] = Cell::kReadsH ? load_lanes(row.h_prev + u, lanes) : V(0);
     s_new[0] = V(0);
@@ -288,11 +293,12 @@ class BackwardRun {
       s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
       ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
     }
-    Cell::backward(saved, s, s_new, ds_new, dx, dr, ds);
+    cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
     for (int g = 0; g < G; ++g) {
       dx[g].store(row.dx + g * Hp_ + u);
       if (!Cell::kSharedGateGrad) dr[g].store(row.dr + g * Hp_ + u);
     }
+    for (int g = G; g < kColumns; ++g) dr[g].store(row.dr + g * Hp_ + u);
     if (!s_.P) ds[0].store(row.dh_out + u);
     for (int e = 0; e < kExtra; ++e) ds[1 + e].store(row.dc_out + e * Hp_ + u);
   }
@@ -373,6 +379,10 @@ class BackwardRun {
     const Range own = share(all, team_.rank, team_.size);
     if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, own, bx_);
     if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, own, bh_);
+    if (g.b_hh && Cell::kVectors) {
+      const Range vectors = share(Cell::kVectors * Hp_ / W, team_.rank, team_.size);
+      sum_rows(dr_list_, {all + vectors.begin, all + vectors.end}, bh_);
+    }
   }
   // Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
   void sum_rows(const T* const* rows, Range vectors, double* out) {
@@ -428,6 +438,8 @@ class BackwardRun {
         if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
       }
     }
+    for (int column = G; g.b_hh && column < kColumns; ++column)
+      for (int64_t u = 0; u < s_.H; ++u) g.b_hh[column * s_.H + u] = T(bh_[column * Hp_ + u]);
   }
   void store_transposed(const T* sums, int64_t in, T* out) {
     const int64_t blocks = ceil_div(s_.H, W);

@@ -20,6 +20,7 @@ int64_t packed_forward_layout(const RnnShape& s, Arena& arena, PackedForward<T>*
     packed.bh[stage] = arena.take<T>(columns);
   }
   packed.wr = s.P ? arena.take<T>(packed_columns_size<T>(s.H, s.P)) : nullptr;
+  packed.vectors = arena.take<T>(Cell::kVectors * s.hidden_padded());
   if (into) *into = packed;
   return arena.used;
 }
@@ -48,6 +49,7 @@ PackedForward<T> pack_forward(const RnnShape& s, const RnnWeights<T>& w, char* i
     put(w.b_ih, 1, packed.bx[stage]);
     put(w.b_hh, 1, packed.bh[stage]);
   }
+  pack_vectors<Cell>(s, w.b_hh, packed.vectors);
   if (s.P) {  // W_hr^T [H, P]: gather its rows through a strided pack
     T* dst = const_cast<T*>(packed.wr);
     constexpr int64_t kColumns = kMaxTileVecs * Vec<T>::kWidth;
@@ -290,7 +292,9 @@ class ForwardRun {
     } else {
       if constexpr (Cell::kLateGates != 0)
         for (int g = 0; g < S::gates(0); ++g) saved[g] = V::load(row.saved + g * Hp_ + unit);
-      Cell::forward(x, rec, s, s_new, saved);
+      V vectors[kVectorRoom<Cell>];
+      for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + unit);
+      cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
       for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
       if (s_.P)
         s_new[0].store(row.h_full + unit);

@@ -19,11 +19,11 @@ enum Schedule { kBatchSplit, kHiddenSplit };
 // Packed weights of one direction (see matmul.h): panels for forward, and the transposes for backward. Index = stage.
 template <class T>
 struct PackedForward {
-  const T *wx[2], *wh[2], *bx[2], *bh[2], *wr;
+  const T *wx[2], *wh[2], *bx[2], *bh[2], *wr, *vectors;
 };
 template <class T>
 struct PackedBackward {
-  const T *wx_t, *wh_t[2], *wr_t;
+  const T *wx_t, *wh_t[2], *wr_t, *vectors;
 };
 
 struct Plan {
@@ -84,10 +84,10 @@ struct CpuTable {
 
 struct CellInfo {
   const char* name;
-  int gates, states, saved;
+  int gates, states, saved, vectors;
 };
 constexpr CellInfo kCells[kNumCells] = {
-#define FASTRNN_INFO(name, Cell) {#name, Cell::kGates, Cell::kStates, Cell::kSaved},
+#define FASTRNN_INFO(name, Cell) {#name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kVectors},
     FASTRNN_FOR_EACH_CELL(FASTRNN_INFO)
 #undef FASTRNN_INFO
 };

@@ -88,17 +88,23 @@ def weight_names(directions: int, bias: bool, projection: bool, suffix: str = ""
     return [part + suffix + end for end in ("", "_reverse")[:directions] for part in parts]
 
 
-def weight_shapes(gates: int, I: int, H: int, P: int, directions: int, bias: bool) -> list[tuple[int, ...]]:
-    """Expected weight shapes of one layer, in the order of weight_names()."""
-    parts = [(gates * H, I), (gates * H, P or H)] + [(gates * H,)] * (2 if bias else 0) + ([(P, H)] if P else [])
+def weight_shapes(
+    gates: int, I: int, H: int, P: int, directions: int, bias: bool, vectors: int = 0
+) -> list[tuple[int, ...]]:
+    """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors."""
+    biases = [(gates * H,), ((gates + vectors) * H,)] if bias else []
+    parts = [(gates * H, I), (gates * H, P or H), *biases] + ([(P, H)] if P else [])
     return parts * directions
 
 
-def _weight_symbols(gates: int, directions: int, bias: bool, projection: bool, first_layer: bool) -> Iterator[str]:
+def _weight_symbols(
+    gates: int, directions: int, bias: bool, projection: bool, first_layer: bool, vectors: int
+) -> Iterator[str]:
     rows = "H" if gates == 1 else f"{gates}*H"
     out = "P" if projection else "H"
     columns = "I" if first_layer else (out if directions == 1 else f"{directions}*{out}")
-    parts = [f"({rows}, {columns})", f"({rows}, {out})"] + [f"({rows},)"] * (2 if bias else 0)
+    biases = [f"({rows},)", f"({gates + vectors}*H,)" if vectors else f"({rows},)"] if bias else []
+    parts = [f"({rows}, {columns})", f"({rows}, {out})", *biases]
     return iter((parts + ["(P, H)"] * projection) * directions)
 
 
@@ -113,6 +119,7 @@ def check_weights(
     bias: bool,
     suffix: str = "",
     first_layer: bool = True,
+    vectors: int = 0,
 ) -> None:
     """Raises ShapeError naming the first weight of one layer whose shape is wrong.
 
@@ -120,14 +127,24 @@ def check_weights(
         gates: gates of the cell (1, 3 or 4).
         got: shapes of the weights of one layer, torch's order: w_ih, w_hh, b_ih, b_hh, w_hr per direction.
         I, H, P: sizes of input, hidden state and projection (0 = none).
+        vectors: parameters per unit that b_hh holds after the biases.
     """
     names = weight_names(directions, bias, P > 0, suffix)
     if len(got) != len(names):
         check_count(function, f"weights{suffix}", len(got), f"{len(names)} ({', '.join(names)})")
-    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer)
-    shapes = weight_shapes(gates, I, H, P, directions, bias)
+    if vectors and not bias:
+        check_count(function, f"weights{suffix}", len(got), "biases, as b_hh holds the cell's vectors")
+    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer, vectors)
+    shapes = weight_shapes(gates, I, H, P, directions, bias, vectors)
     for name, shape, symbol, expected in zip(names, got, symbols, shapes):
         check_shape(function, name, shape, symbol, expected)
+
+
+def lstm_cell(function: str, coupled: bool, peepholes: bool) -> str:
+    """The name of the cell that an LSTM's options ask for."""
+    if coupled and peepholes:
+        raise ValueError(f"{function}: coupled and peepholes are both True, expected one of them at most")
+    return "lstm_cifg" if coupled else "lstm_peephole" if peepholes else "lstm"
 
 
 def check_lengths(function: str, lowest: int, highest: int, T: int) -> None:

@@ -61,8 +61,8 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
         The model, or the new module if `model` is itself a recurrent one.
 
     Raises:
-        TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True, an
-            RNN with the sigmoid, or a subclass.
+        TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True or
+            peepholes=True, an RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
@@ -111,6 +111,8 @@ def _to_fastrnn(module: Module) -> Module | None:
         new.reset_after = True
     if kind in (nn.LSTM, nn.LSTMCell):
         new.coupled = False
+    if kind is nn.LSTM:
+        new.peepholes = False
     return new
 
 
@@ -118,7 +120,7 @@ def _to_torch(module: Module) -> Module | None:
     kind = _BACK.get(type(module))
     if kind is None:
         return None
-    new = _hand_over(module, kind, ("reset_after", "coupled", "_gates"))
+    new = _hand_over(module, kind, ("reset_after", "coupled", "peepholes", "_gates"))
     if isinstance(new, torch.nn.RNNBase):
         new.__dict__["mode"] = module.mode
         new._init_flat_weights()
@@ -140,6 +142,8 @@ def _cannot_go_back(module: Module) -> str | None:
         return f"is a {type(module).__name__} with reset_after=False, which torch.nn does not have"
     if isinstance(module, (nn.LSTM, nn.LSTMCell)) and module.coupled:
         return f"is a {type(module).__name__} with coupled=True, which torch.nn does not have"
+    if isinstance(module, nn.LSTM) and module.peepholes:
+        return "is a LSTM with peepholes=True, which torch.nn does not have"
     if isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity not in ("tanh", "relu"):
         return f"is a {type(module).__name__} with nonlinearity={module.nonlinearity!r}, which torch.nn does not have"
     if isinstance(module, tuple(_BACK)) and type(module) not in _BACK:

@@ -14,6 +14,7 @@ class Cell(TypedDict):
     gates: int  # G
     states: int  # S: 1 (h) or 2 (h, c)
     reserve: int  # R: what forward keeps per step for backward, in rows of H rounded up to a multiple of 16
+    vectors: int  # V: parameters of each unit besides the matrices, at the end of b_hh
 
 class Plan(TypedDict):
     schedule: str  # "batch_split" or "hidden_split"
@@ -90,6 +91,7 @@ def rnn_backward(
     threads: int,
     /,
 ) -> None: ...
+def reserve(shape: list[int], itemsize: int) -> np.ndarray: ...  # uninitialised memory that the engine keeps
 def plan(
     cell: str,
     itemsize: int,

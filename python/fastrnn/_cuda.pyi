@@ -38,7 +38,7 @@ class Plan:
     us_per_step: float  # of the model that ranks schedules; not a measurement
 
 def plan(
-    cell: str, dtype: str, T: int, B: int, H: int, D: int, backward: bool, schedule: str = "", device: int = 0,
+    cell: str, dtype: str, B: int, H: int, D: int, backward: bool, schedule: str = "", device: int = 0,
     chip: Chip | None = None,
 ) -> Plan: ...  # fmt: skip
 
@@ -55,7 +55,7 @@ def rnn_forward(
 ) -> None: ...
 def rnn_backward(
     layer: Layer, plan: Plan, device: int, stream: int, dy: int, dy_t: int, dy_b: int, dstates_out: list[int], dgx: int,
-    dgr: int, h_prev: int, dstates_in: list[int],
+    dgr: int, dvectors: int, h_prev: int, dstates_in: list[int],
 ) -> None: ...  # fmt: skip
 def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
 def set_wait_limit(seconds: float) -> None: ...

@@ -164,13 +164,16 @@ class _Recurrence:
         states: Sequence[Tensor | None],
         y: Tensor,
         reserve: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], h before each step [T, B, D*H], and the
-        gradients of the initial states [D, B, H]; above: those of the last states."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], h before each step [T, B, D*H], the parts of
+        the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial states
+        [D, B, H]; above: those of the last states."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
         dgr = dgx if shared else torch.empty_like(dgx)
+        vectors = CELLS[self.cell][3]
+        dvectors = self.x.new_empty(T, B, D * vectors * H) if vectors else None
         h_prev = self.x.new_empty(T, B, D * H)
         dstates = [self.x.new_empty(D, B, H) for _ in states]
         if B:
@@ -181,10 +184,11 @@ class _Recurrence:
             above = [_dense(d) for d in above]
             module().rnn_backward(
                 layer, plan, device, stream, _address(dy), *_strides(dy, self.batch_first),
-                [_address(d) for d in above], dgx.data_ptr(), 0 if shared else dgr.data_ptr(), h_prev.data_ptr(),
+                [_address(d) for d in above], dgx.data_ptr(), 0 if shared else dgr.data_ptr(), _address(dvectors),
+                h_prev.data_ptr(),
                 [d.data_ptr() for d in dstates],
             )  # fmt: skip
-        return dgx, dgr, h_prev, dstates
+        return dgx, dgr, h_prev, dvectors, dstates
 
 
 def forward(
@@ -275,11 +279,11 @@ def backward(
     if P:
         found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted)
     else:
-        dgx, dgr, h_prev, dstates = recurrence.backward(dy, above, states, y, reserve)
+        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(dy, above, states, y, reserve)
         found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
         if any(wanted[3:]):
             late = reserve if module().CELLS[cell]["late_gates"] else None
-            for own in _weight_gradients(recurrence, dense, dgx, dgr, h_prev, late):
+            for own in _weight_gradients(recurrence, dense, dgx, dgr, h_prev, dvectors, late):
                 found += [g for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
     if _kernels.CHECK:
@@ -311,13 +315,14 @@ def _projected_backward(
     dys = [projection.gradient_of_y(own_dy[d], dh[d], own_y[d], rows, d) for d in range(D)]
     dm = torch.cat([g @ way.w_hr for g, way in zip(dys, ways)], dim=-1)
     dm = dm.transpose(0, 1) if batch_first else dm
-    dgx, dgr, m_prev, (_, dc0) = recurrence.backward(dm, [None, above[1]], [None, states[1]], m, kept)
+    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(dm, [None, above[1]], [None, states[1]], m, kept)
     firsts = [projection.gradient_at_first(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
     dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
     found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
     if any(wanted[3:]):
         own_m = _by_direction(m, D, batch_first)
-        for d, (dw_ih, dR, *dbiases) in enumerate(_weight_gradients(recurrence, x, dgx, dgr, m_prev, None)):
+        sums = _weight_gradients(recurrence, x, dgx, dgr, m_prev, dvectors, None)
+        for d, (dw_ih, dR, *dbiases) in enumerate(sums):
             own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
             dw_hh, dw_hr = projection.weight_gradients(dR, *own)
             found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
@@ -341,7 +346,13 @@ def _input_gradient(dgx: Tensor, ways: Sequence[_Direction], batch_first: bool) 
 
 
 def _weight_gradients(
-    recurrence: _Recurrence, x: Tensor, dgx: Tensor, dgr: Tensor, h_prev: Tensor, reserve: Tensor | None
+    recurrence: _Recurrence,
+    x: Tensor,
+    dgx: Tensor,
+    dgr: Tensor,
+    h_prev: Tensor,
+    dvectors: Tensor | None,
+    reserve: Tensor | None,
 ) -> list[tuple[Tensor | None, ...]]:
     """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
 
@@ -364,6 +375,10 @@ def _weight_gradients(
             early = to_h.shape[0] - module().CELLS[recurrence.cell]["late_gates"] * H
             u = reserve[d, :, :, -1].flatten(0, 1)
             dw_hh = torch.cat((to_h[:early] @ h, to_h[early:] @ u))
-        with_biases = recurrence.biases[d] is not None
-        grads.append((to_x @ x, dw_hh, to_x.sum(1) if with_biases else None, to_h.sum(1) if with_biases else None))
+        db_ih = db_hh = None
+        if recurrence.biases[d] is not None:
+            db_ih, db_hh = to_x.sum(1), to_h.sum(1)
+            if dvectors is not None:
+                db_hh = torch.cat((db_hh, dvectors.chunk(D, dim=2)[d].sum((0, 1))))
+        grads.append((to_x @ x, dw_hh, db_ih, db_hh))
     return grads

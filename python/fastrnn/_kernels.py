@@ -22,7 +22,10 @@ from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, wei
 from .threads import current as current_threads
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
-CELLS: dict[str, tuple[int, int, int]] = {n: (c["gates"], c["states"], c["reserve"]) for n, c in _core.CELLS.items()}
+# name -> gates, states, reserve slots, vectors
+CELLS: dict[str, tuple[int, ...]] = {
+    n: (c["gates"], c["states"], c["reserve"], c["vectors"]) for n, c in _core.CELLS.items()
+}
 CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
 DTYPES = (torch.float32, torch.float64)
 _CHECK_TOLERANCE = {
@@ -67,7 +70,7 @@ def five_per_direction(addresses: list[int], n: int) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def _weight_table(cell: str, I: int, H: int, P: int, directions: int, n: int) -> list[tuple[tuple[int, ...], int]]:
-    shapes = weight_shapes(CELLS[cell][0], I, H, P, directions, n >= 4)
+    shapes = weight_shapes(CELLS[cell][0], I, H, P, directions, n >= 4, CELLS[cell][3])
     return [(shape, math.prod(shape)) for shape in shapes]
 
 
@@ -111,7 +114,7 @@ def prepare(
             if I != expected_I:
                 return None
         table = _weight_table(cell, I, H, P, directions, n)
-        if len(weights) != len(table) or n & 1 != (P > 0):
+        if len(weights) != len(table) or n & 1 != (P > 0) or (n < 4 and CELLS[cell][3]):
             return None
         if not H:
             return None

@@ -140,7 +140,8 @@ class Stepper:
         H, P = w_ih.shape[0] // gates, 0 if w_hr is None else w_hr.shape[0]
         I = w_ih.shape[1] if not self._sizes else self._sizes[-1][2] or self._sizes[-1][1]
         given = [w.shape for w in layer if w is not None]
-        check_weights("stepper", gates, given, I, H, P, 1, b_ih is not None, f"_l{k}", k == 0)
+        vectors = _core.CELLS[self._cell]["vectors"]
+        check_weights("stepper", gates, given, I, H, P, 1, b_ih is not None, f"_l{k}", k == 0, vectors)
         self._sizes.append((I, H, P))
         return [None if w is None else self._arrays.to_numpy(w, self._wide) for w in layer]
 

@@ -52,6 +52,7 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     coupled: bool = False,
+    peepholes: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -65,18 +66,22 @@ def lstm(
         reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.
         coupled: True for input and forget gates that add up to one, f = 1 - i (CIFG, Greff et al. 2017): three gates
             i g o instead of four in each weight.
+        peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): b_hh is [7*H], the biases and then
+            the peepholes of i, f and o.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+        ValueError: coupled and peepholes, for which there is no cell.
 
     Example:
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
-    cell = "lstm_cifg" if coupled else "lstm"
-    stack = _infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout)
+    stack = _infer_stack(
+        "lstm", _checks.lstm_cell("lstm", coupled, peepholes), weights, bidirectional, batch_first, dropout
+    )
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
 

@@ -24,6 +24,7 @@ from ._checks import (
     check_size,
     check_weights,
     dtype_error,
+    lstm_cell,
     type_error,
     weight_names,
 )
@@ -99,7 +100,7 @@ class _Recurrent:
     def from_torch(cls, module: Any) -> Any:
         """Copies the weights and batch_first of a torch.nn or fastrnn.nn module."""
         options = {"batch_first": bool(getattr(module, "batch_first", False))}
-        for name in ("nonlinearity", "reset_after", "coupled"):
+        for name in ("nonlinearity", "reset_after", "coupled", "peepholes"):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
         return cls(module.state_dict(), **options)
@@ -141,7 +142,8 @@ class _Recurrent:
         for k, layer in enumerate(names):
             I = D * out if k else self.input_size
             shapes = [arrays[n].shape for n in layer]
-            check_weights(f, self._gates, shapes, I, self.hidden_size, self.proj_size, D, self.bias, f"_l{k}", k == 0)
+            sizes, vectors = (I, self.hidden_size, self.proj_size), _core.CELLS[self._cell()]["vectors"]
+            check_weights(f, self._gates, shapes, *sizes, D, self.bias, f"_l{k}", k == 0, vectors)
             own = [np.array(arrays[n], self.dtype, order="C") for n in layer]
             self._layers.append(self._five(own, D, projection))
 
@@ -298,17 +300,38 @@ class LSTM(_Recurrent):
         batch_first: x and y are [B, T, *].
         prefix: of the names in the state_dict.
         coupled: True for f = 1 - i (CIFG), gate order i g o.
+        peepholes: True for gates that see the cell state: weight_peephole_l{k} [3*H] of i, f, o in a state_dict; in a
+            list b_hh is [7*H] and ends with them.
     """
 
     _function, _gates = "lstm", 4
 
-    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = "", coupled: bool = False):
-        self.coupled = bool(coupled)
+    def __init__(
+        self,
+        weights: Any,
+        *,
+        batch_first: bool = False,
+        prefix: str = "",
+        coupled: bool = False,
+        peepholes: bool = False,
+    ):
+        self.coupled, self.peepholes = bool(coupled), bool(peepholes)
         self._gates = 3 if coupled else 4
         super().__init__(weights, batch_first=batch_first, prefix=prefix)
 
     def _cell(self) -> str:
-        return "lstm_cifg" if self.coupled else "lstm"
+        return lstm_cell("lstm", self.coupled, self.peepholes)
+
+    def _load(self, named: dict[str, Any], prefix: str) -> None:
+        named = dict(named)
+        for name in [n for n in named if n.startswith("weight_peephole_l")] if self.peepholes else ():
+            end, peephole = name.removeprefix("weight_peephole"), _as_array("lstm", name, named.pop(name))
+            for part in ("bias_ih", "bias_hh"):
+                named.setdefault(part + end, np.zeros(4 * (peephole.size // 3), peephole.dtype))
+            named["bias_hh" + end] = np.concatenate(
+                (_as_array("lstm", "bias_hh" + end, named["bias_hh" + end]), peephole)
+            )
+        super()._load(named, prefix)
 
 
 class GRU(_Recurrent):

@@ -43,6 +43,18 @@ def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     return o.sigmoid() * c.tanh(), c
 
 
+def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    """Gers & Schmidhuber 2000: gates see the cell state, the output gate the new one; gates i f g o.
+
+    b: [7*H], after the biases the peepholes of i, f and o.
+    """
+    h, c = state
+    b, (pi, pf, po) = b[: w.shape[0]], b[w.shape[0] :].chunk(3)
+    i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
+    new = (f + pf * c).sigmoid() * c + (i + pi * c).sigmoid() * g.tanh()
+    return (o + po * new).sigmoid() * new.tanh(), new
+
+
 def gru(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
     """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
     (h,) = state
@@ -70,6 +82,7 @@ CELLS: dict[str, Callable[..., State]] = {
     "rnn_sigmoid": _rnn(torch.sigmoid),
     "lstm": lstm,
     "lstm_cifg": lstm_cifg,
+    "lstm_peephole": lstm_peephole,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
 }

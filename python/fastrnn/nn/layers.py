@@ -20,6 +20,7 @@ class _Recurrent(Module):
 
     _function: str
     _gates: int
+    _hidden_biases = 0  # weights of a direction that _flat_weights makes up
 
     def __init__(
         self,
@@ -75,6 +76,9 @@ class _Recurrent(Module):
     @property
     def _flat_weights(self) -> list[Tensor]:
         """All weights in the order that fastrnn.functional takes."""
+        return self._weights()
+
+    def _weights(self) -> list[Tensor]:
         own = self._parameters
         try:
             return [own[name] for name in self._flat_weights_names]
@@ -96,7 +100,7 @@ class _Recurrent(Module):
             self._cell(),
             self.num_layers,
             directions,
-            len(self._all_weights[0]),
+            len(self._all_weights[0]) + self._hidden_biases,
             (self.input_size, self.hidden_size, self.proj_size),
             self.batch_first,
             self.dropout,
@@ -135,7 +139,7 @@ class _Recurrent(Module):
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-            "reset_after": True, "nonlinearity": "tanh", "coupled": False,
+            "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
@@ -149,6 +153,8 @@ class LSTM(_Recurrent):
             torch.nn.LSTM; the parameters have torch's names and default initialisation.
         coupled: True for input and forget gates that add up to one, f = 1 - i (CIFG, Greff et al. 2017): weights
             have three gates i g o, a quarter less of everything.
+        peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): one more parameter for each layer
+            and direction, weight_peephole_l{k} [3*H], of the gates i, f and o.
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -170,15 +176,39 @@ class LSTM(_Recurrent):
         dtype: Any = None,
         *,
         coupled: bool = False,
+        peepholes: bool = False,
     ) -> None:
+        _checks.lstm_cell("LSTM", coupled, peepholes)
         self._gates = 3 if coupled else 4
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
-        self.coupled = bool(coupled)
+        self.coupled, self.peepholes = bool(coupled), bool(peepholes)
+        for name in self._peephole_names() if peepholes else ():
+            self.register_parameter(name, Parameter(torch.empty(3 * hidden_size, device=device, dtype=dtype)))
+        if peepholes:
+            self.reset_parameters()
 
     def _cell(self) -> str:
-        return "lstm_cifg" if self.coupled else "lstm"
+        return _checks.lstm_cell("LSTM", self.coupled, self.peepholes)
+
+    @property
+    def _hidden_biases(self) -> int:
+        return 2 if self.peepholes and not self.bias else 0
+
+    def _peephole_names(self) -> list[str]:
+        return [names[0].replace("weight_ih", "weight_peephole") for names in self._all_weights]
+
+    def _weights(self) -> list[Tensor]:
+        flat = super()._weights()
+        if not self.peepholes:
+            return flat
+        n, found = len(self._all_weights[0]), []
+        for k, name in enumerate(self._peephole_names()):
+            w_ih, w_hh, *rest = flat[k * n : (k + 1) * n]
+            b_ih, b_hh = rest[:2] if self.bias else (w_ih.new_zeros(w_ih.shape[0]),) * 2
+            found += [w_ih, w_hh, b_ih, torch.cat((b_hh, getattr(self, name))), *rest[2 * self.bias :]]
+        return found
 
     def forward(
         self,

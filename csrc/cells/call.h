@@ -1,0 +1,24 @@
+#pragma once
+// How the schedules call a cell: with the parameter vectors of its units, if it has any.
+#include "math.h"
+
+namespace fastrnn {
+template <class Cell, class V>
+FASTRNN_HD void cell_forward(const V* x, const V* r, const V* s, const V* p, V* s_new, V* saved) {
+  if constexpr (Cell::kVectors > 0)
+    Cell::forward(x, r, s, p, s_new, saved);
+  else
+    Cell::forward(x, r, s, s_new, saved);
+}
+template <class Cell, class V>
+FASTRNN_HD void cell_backward(const V* saved, const V* s, const V* p, const V* s_new, const V* ds_new, V* dx, V* dr,
+                              V* ds) {
+  if constexpr (Cell::kVectors > 0)
+    Cell::backward(saved, s, p, s_new, ds_new, dx, dr, ds);
+  else
+    Cell::backward(saved, s, s_new, ds_new, dx, dr, ds);
+}
+// Room for the vectors of a cell: at least one, as C++ has no empty arrays.
+template <class Cell>
+constexpr int kVectorRoom = Cell::kVectors > 0 ? Cell::kVectors : 1;
+}  // namespace fastrnn
