@@ -13,10 +13,10 @@ from ._checks import DeviceError, DTypeError, ShapeError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bench, functional, nn, numpy, ops, reference
+    from . import bench, diagnostics, functional, nn, numpy, ops, reference
     from ._convert import convert, to_torch
 
-_NEEDS_TORCH = ("functional", "nn", "ops", "reference")
+_NEEDS_TORCH = ("diagnostics", "functional", "nn", "ops", "reference")
 _MODULES = (*_NEEDS_TORCH, "bench", "numpy")
 _FROM = {
     "get_num_threads": "threads",
@@ -32,6 +32,7 @@ __all__ = [
     "ShapeError",
     "bench",
     "convert",
+    "diagnostics",
     "functional",
     "get_num_threads",
     "isa",

@@ -7,6 +7,7 @@ that goes stale when a weight is replaced. Here weights are read by name at each
 parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 """
 
+from . import init
 from .attention import AdditiveAttention, BahdanauAttention
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import GRU, LSTM, RNN
@@ -20,4 +21,5 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "init",
 ]
