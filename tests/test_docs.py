@@ -21,13 +21,14 @@ PAGES = [
     "docs/kernels.md",
     "docs/cuda.md",
     "docs/attention.md",
+    "docs/diagnostics.md",
     "CONTRIBUTING.md",
     "bench/README.md",
 ]
 EXAMPLES = sorted(SOURCE.glob("examples/*.py"))
 PACKAGE = Path(fastrnn.__file__).parent
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
-PAGES_WITH_CODE = ["README.md", "docs/semantics.md", "docs/kernels.md", "docs/attention.md"]
+PAGES_WITH_CODE = ["README.md", "docs/semantics.md", "docs/kernels.md", "docs/attention.md", "docs/diagnostics.md"]
 PAGES_WITH_COMMANDS = ["README.md", "CONTRIBUTING.md", "bench/README.md"]
 TORCH_FREE_PAGES = {"docs/kernels.md"}
 
