@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "cpu/engine.h"
+#include "dlpack.h"
 
 namespace py = pybind11;
 using namespace fastrnn;
@@ -220,6 +221,8 @@ class AnyStepper {
  public:
   AnyStepper(const std::string& cell, int itemsize, int64_t B,
              const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes, const Addresses& weights) {
+    B_ = B;
+    I_ = std::get<0>(sizes.at(0));
     std::vector<LayerSize> layers;
     for (const auto& s : sizes) layers.push_back({std::get<0>(s), std::get<1>(s), std::get<2>(s)});
     const auto build = [&](auto zero) {
@@ -245,6 +248,22 @@ class AnyStepper {
     step(reinterpret_cast<Address>(x.data()), y);
     return true;
   }
+  // The same for a tensor of a library that speaks DLPack; x has to be [B, I] here.
+  bool step_tensor(const py::capsule& exchange, const py::object& x, Address y) {
+    const auto* api = exchange.get_pointer<const DlExchange>();
+    DlTensor t;
+    if (api->view_object(x.ptr(), &t) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    const bool plain = t.device_type == 1 && t.code == 2 && t.bits == (f32_ ? 32 : 64) && t.lanes == 1 && t.ndim == 2 &&
+                       t.shape[0] == B_ && t.shape[1] == I_ && (t.strides[1] == 1 || I_ == 1) &&
+                       (t.strides[0] == I_ || B_ == 1) && t.data;
+    const Address address = reinterpret_cast<Address>(t.data) + t.byte_offset;
+    if (!plain || address % (t.bits / 8)) return false;
+    step(address, y);
+    return true;
+  }
   void get_states(const Addresses& into) const {
     for (size_t s = 0; s < into.size(); ++s)
       if (into[s]) f32_ ? f32_->get_states(int(s), at<float>(into[s])) : f64_->get_states(int(s), at<double>(into[s]));
@@ -256,6 +275,7 @@ class AnyStepper {
   void reset(Address mask) { f32_ ? f32_->reset(at<uint8_t>(mask)) : f64_->reset(at<uint8_t>(mask)); }
 
  private:
+  int64_t B_, I_;
   std::unique_ptr<Stepper<float>> f32_;
   std::unique_ptr<Stepper<double>> f64_;
 };
@@ -303,9 +323,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "fastrnn CPU kernels on raw addresses; use fastrnn.nn, fastrnn.functional or fastrnn.numpy instead.";
   py::dict cells;
   for (const CellInfo& cell : kCells)
-    cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
-                                py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0),
-                                py::arg("vectors") = cell.vectors);
+    cells[cell.name] =
+        py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
+                 py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0), py::arg("vectors") = cell.vectors);
   m.attr("CELLS") = cells;
   m.def("isas", &isas, "The instruction sets that this CPU runs, best first.");
   m.def("isa", [] { return cpu_table().isa; }, "The instruction set in use.");
@@ -342,6 +362,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                     const Addresses&>())
       .def("step", &AnyStepper::step)
       .def("step_array", &AnyStepper::step_array, py::arg("x").noconvert(), py::arg("y"))
+      .def("step_tensor", &AnyStepper::step_tensor)
       .def("get_states", &AnyStepper::get_states)
       .def("set_states", &AnyStepper::set_states)
       .def("reset", &AnyStepper::reset);

@@ -51,6 +51,9 @@ def host(cuda_host, monkeypatch):
     cuda_host.set_seed(0)
     cuda_host.set_push_offset(0)
     cuda_host.set_largest_cluster(16)
+    cuda_host.set_capability(9)
+    cuda_host.set_old_driver(False)
+    cuda_host.set_launches_fail(False)
     cuda_host.set_wait_limit(2.0)
     for site in range(cuda_host.SITES):
         cuda_host.leave_out_barrier(site, False)
@@ -359,6 +362,25 @@ def test_stepper_names_bad_input(host):
     ]:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_what_the_machine_lacks_is_named(host):
+    inputs = cases.make("gru", Case(3, 2, 4, 8))
+    host.set_launches_fail(True)
+    with pytest.raises(RuntimeError, match="rnn_forward: cudaError: the emulated launch has no resources"):
+        cases.kernel(inputs)
+    host.set_launches_fail(False)
+    out = cases.kernel(inputs)
+    host.set_launches_fail(True)
+    with pytest.raises(RuntimeError, match="rnn_backward: cudaError: the emulated launch has no resources"):
+        cases.gradients(inputs, out)
+    host.set_capability(7)
+    _cuda_kernels._plan.cache_clear()
+    with pytest.raises(RuntimeError, match=r"cuda:0 has compute capability 7.x, expected 8.0 \(Ampere\) or newer"):
+        cases.kernel(inputs)
+    host.set_old_driver(True)
+    assert host.error() == "cudaError: the emulated driver is too old"
+    assert host.device_count() == 0
 
 
 def test_lengths_are_clamped(host):

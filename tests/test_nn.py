@@ -425,3 +425,29 @@ def test_distributed_data_parallel(tmp_path):
     for name, p in model.named_parameters():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], p.grad)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_stepper_reads_any_tensor(exchange, monkeypatch):
+    """With DLPack's C interface (torch 2.10 and later) and without it."""
+    if not exchange:
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", None, raising=False)
+    module = nn.LSTM(I, H)
+    x = torch.randn(8, 2, I)
+    want = module(x)[0]
+    step = module.stepper(2)
+    bytes_of = bytearray(4 * 2 * I + 1)
+    shifted = torch.frombuffer(bytes_of, dtype=torch.float32, count=2 * I, offset=1).view(2, I).copy_(x[4])
+    wide = torch.zeros(2, 2 * I)
+    wide[:, ::2] = x[2]
+    given = [
+        x[0], x[1].t().contiguous().t(), wide[:, ::2], torch._neg_view(-x[3]), shifted, x[5].clone().requires_grad_(),
+        torch.nn.Parameter(x[6].clone()), x[7:8].expand(1, 2, I)[0],
+    ]  # fmt: skip
+    for t, row in enumerate(given):
+        assert torch.equal(step(row), want[t]), t
+    for bad, kind in ((x[0].double(), fastrnn.DTypeError), (x[0, :1], fastrnn.ShapeError), (x, fastrnn.ShapeError)):
+        with pytest.raises(kind, match="stepper: x has"):
+            step(bad)
+    with pytest.raises(fastrnn.DeviceError, match="stepper: .*meta"):
+        step(torch.empty(2, I, device="meta"))

@@ -182,6 +182,7 @@ cudaError_t run(const device::Launch& launch, const std::function<void()>& kerne
   if (launch.threads % 32 || launch.threads > 1024 || launch.shared_bytes > 227 * 1024 || launch.x % launch.cluster ||
       !launch.x || !launch.y || !launch.z)
     return cudaErrorInvalidConfiguration;
+  if (settings.launches_fail) return cudaErrorLaunchOutOfResources;
   random.seed(settings.seed);
   kernel_of_launch = &kernel;
   threads_per_block = launch.threads;
@@ -218,7 +219,9 @@ bool device::barrier_passed(uint64_t* bar, uint32_t parity) {
 
 // ---- the CUDA runtime of a machine with one H200
 extern "C" {
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) {
+  return *count = 1, fastrnn::emulation::settings.old_driver ? cudaErrorInsufficientDriver : cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
@@ -226,7 +229,10 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSI
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 0, cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t e) { return e == cudaSuccess ? "cudaSuccess" : "cudaError"; }
 const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorLaunchFailure ? "the emulated kernel did not finish" : "emulated";
+  return e == cudaErrorLaunchFailure          ? "the emulated kernel did not finish"
+         : e == cudaErrorInsufficientDriver   ? "the emulated driver is too old"
+         : e == cudaErrorLaunchOutOfResources ? "the emulated launch has no resources"
+                                              : "emulated";
 }
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   return memset(p, value, bytes), cudaSuccess;
@@ -244,7 +250,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 * 1024
            : which == cudaDevAttrMultiProcessorCount        ? 132
-           : which == cudaDevAttrComputeCapabilityMajor     ? 9
+           : which == cudaDevAttrComputeCapabilityMajor     ? fastrnn::emulation::settings.capability
            : which == cudaDevAttrComputeCapabilityMinor     ? 0
                                                             : 1;
   return cudaSuccess;

@@ -72,6 +72,8 @@ struct Settings {
   bool left_out[device::kSiteCount] = {};  // barriers that a test removes
   int largest_cluster = 16;                // that finds room
   int push_offset = 0;                     // bytes that a test adds to where pushes land
+  int capability = 9;                      // major compute capability of the device
+  bool old_driver = false, launches_fail = false;
 };
 
 extern Settings settings;
