@@ -271,7 +271,7 @@ def backward(
     wanted: Sequence[bool],
     call: tuple | None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call` would keep copies alive from forward on, and is not used."""
+    """As _kernels.backward(); `call` is for CPUs."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     recurrence = _Recurrence(cell, x, ways, (lengths, reset_mask), (T, B, I, H, directions), batch_first, schedule)

@@ -242,7 +242,7 @@ def prepare_any(
     addresses = five_per_direction([w.data_ptr() for w in weights], n)
     call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)]
     mask = _mask_in_place(cell, reset_mask, batch_first)
-    return *call, *mask, (directions, B), (x, weights, states)  # the last keeps the memory; prepare() has what it saw
+    return *call, *mask, (directions, B), (x, weights, states)  # the last keeps the memory
 
 
 def _mask_in_place(cell: str, reset_mask: Tensor | None, batch_first: bool) -> tuple[int, int, int]:
@@ -347,7 +347,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
-    `call` is forward's, if it is at hand: it saves a second look at every tensor.
+    `call` is what prepare() found in forward, if anything: it saves a second look at every tensor.
     """
     if call is None or not _still_there(call, x, weights, (h0, c0, reset_mask)):
         call = prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, None)

@@ -32,13 +32,13 @@ _grad_enabled = torch.is_grad_enabled
 
 
 class _Eager(torch.autograd.Function):
-    """Path 2."""
+    """Path 2. `plain` is what prepare() found, kept for backward: addresses, unlike prepare_any()'s copies."""
 
     @staticmethod
-    def forward(ctx, call, cell, rows, options, x, h0, c0, *weights):
+    def forward(ctx, call, plain, cell, rows, options, x, h0, c0, *weights):
         y, h, c, reserve = _backends.kernels_of(x).forward(call, cell, x, h0, c0, *rows, weights, *options, True)
         ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
-        ctx.call, ctx.cell, ctx.options = call, cell, options
+        ctx.plain, ctx.cell, ctx.options = plain, cell, options
         ctx.set_materialize_grads(False)
         return (y, h) if c is None else (y, h, c)
 
@@ -46,14 +46,14 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, dy, dh, dc=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
         options = ctx.options
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[5:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
             found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
             backward = _backends.kernels_of(x).backward
-            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.call)
-        return None, None, None, None, *_operators.spread(found, wanted)
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain)
+        return None, None, None, None, None, *_operators.spread(found, wanted)
 
 
 def _watched() -> bool:
@@ -135,7 +135,7 @@ def rnn_layer(
     watched = _watched()
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
-    call = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
+    call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
     function = function or function_of(cell)
     if call is None:
         check_layer(
@@ -152,7 +152,7 @@ def rnn_layer(
     if _grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
-                y, *last = _Eager.apply(call, cell, (lengths, reset_mask), options, x, h0, c0, *weights)
+                y, *last = _Eager.apply(call, plain, cell, (lengths, reset_mask), options, x, h0, c0, *weights)
                 return y, tuple(last)
     y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False)
     return y, (h,) if c is None else (h, c)
