@@ -65,7 +65,7 @@ class Search {
       ctas = int(ceil_div(q_.H, units));
     }
     const int64_t groups = ceil_div(q_.B, rows);
-    if (units * ctas > (1 << 20)) return;
+    if (units * ctas > (1 << 18)) return;  // beyond, numbers of tiles would not fit an int
     if (schedule == kGrid && ctas * groups * q_.D > chip_.multiprocessors) return;
     Geometry geo{schedule, ctas, int(units), rows, int(groups), {1, 1}, {0, 0}, schedule != kStepwise};
     CudaPlan plan{geo, q_.kernels->needs(geo, q_.D, q_.backward), 0};
