@@ -186,6 +186,7 @@ class Stepper:
             and x.is_contiguous()
             and x.is_cpu
             and not x.is_neg()
+            and not x.data_ptr() % x.element_size()
         ):
             self._core_step(x.data_ptr(), self._y_address)
             return self._y
