@@ -323,9 +323,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "fastrnn CPU kernels on raw addresses; use fastrnn.nn, fastrnn.functional or fastrnn.numpy instead.";
   py::dict cells;
   for (const CellInfo& cell : kCells)
-    cells[cell.name] =
-        py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
-                 py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0), py::arg("vectors") = cell.vectors);
+    cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
+                                py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0),
+                                py::arg("vectors") = cell.vectors, py::arg("product") = cell.product);
   m.attr("CELLS") = cells;
   m.def("isas", &isas, "The instruction sets that this CPU runs, best first.");
   m.def("isa", [] { return cpu_table().isa; }, "The instruction set in use.");

@@ -10,7 +10,8 @@ template <class Cell, class E>
 class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
   using Base = LayerRun<Cell, E, CudaBackward, true>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
-  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
+      Base::stepwise;
   using typename Base::A, typename Base::S;
 
  public:
@@ -46,7 +47,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
     const E* w = as<E>(p_.w_hh[at_.d]) + int64_t(S::first(stage)) * p_.H * p_.H;
     return [w, H = p_.H, unit0 = at_.unit0, units = at_.units](int m, int k) {
       const int64_t unit = unit0 + k % units, gate = k / units;
-      return gate < S::gates(stage) && unit < H && m < H ? w[(gate * H + unit) * H + m] : E(0.f);
+      return Cell::kProduct && gate < S::gates(stage) && unit < H && m < H ? w[(gate * H + unit) * H + m] : E(0.f);
     };
   }
 

@@ -8,7 +8,8 @@ template <class Cell, class E>
 class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
   using Base = LayerRun<Cell, E, CudaForward, false>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
-  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs, Base::stepwise;
+  using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
+      Base::stepwise;
   using typename Base::A, typename Base::S;
 
  public:
@@ -43,7 +44,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     const E* w = as<E>(p_.w_hh[at_.d]) + int64_t(S::first(stage)) * p_.H * p_.H;
     return [w, H = p_.H, unit0 = at_.unit0, units = at_.units](int m, int k) {
       const int64_t unit = unit0 + m % units, gate = m / units;
-      return gate < S::gates(stage) && unit < H && k < H ? w[(gate * H + unit) * H + k] : E(0.f);
+      return Cell::kProduct && gate < S::gates(stage) && unit < H && k < H ? w[(gate * H + unit) * H + k] : E(0.f);
     };
   }
 

@@ -25,8 +25,8 @@ struct SharedLayout {
   using A = typename Core<E>::Acc;
   using S = Stages<Cell>;
   ProductShape product[2];
-  int ldb;      // row stride of the product's operand
-  int ld_sums;  // forward: of its result
+  int ldb;                                                             // row stride of the product's operand
+  int ld_sums;                                                         // forward: of its result
   int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;  // bias: forward's; then the cell's vectors
 
   // Forward: out[gates x own units] over K = all units. Backward: out[all units] over K = gates x own units.

@@ -106,7 +106,7 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
     vectors = _core.CELLS[cell]["vectors"]
     weights, names = [], []
     for end in ("", "_reverse")[: c.D]:
-        shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out)}
+        shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out if _core.CELLS[cell]["product"] else 0)}
         if c.bias or vectors:
             shapes |= {"b_ih": (G * c.H,), "b_hh": ((G + vectors) * c.H,)}
         if c.P:

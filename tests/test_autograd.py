@@ -37,7 +37,9 @@ def loss_of(i: cases.Inputs, layer=ops.rnn_layer):
 
 def largest_difference(got, want):
     got, want = (v if isinstance(v, (tuple, list)) else (v,) for v in (got, want))
-    return max((g - w).abs().max().item() / (1 + w.abs().max().item()) for g, w in zip(got, want, strict=True))
+    return max(
+        (g - w).abs().max().item() / (1 + w.abs().max().item()) for g, w in zip(got, want, strict=True) if w.numel()
+    )
 
 
 @pytest.mark.parametrize(("cell", "case"), CHECKED, ids=IDS)
@@ -60,7 +62,7 @@ def test_third_derivative(cell):
         for _ in range(2):
             (g,) = torch.autograd.grad(value, i.x, create_graph=True)
             value = g.square().sum()
-        return torch.autograd.grad(value, tensors)
+        return torch.autograd.grad(value, tensors, materialize_grads=True)  # an IndRNN's w_hh has no elements
 
     assert largest_difference(third(ops.rnn_layer), third(reference.layer)) < 1e-10
 

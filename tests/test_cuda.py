@@ -20,7 +20,7 @@ SCHEDULES = ("cta", "cluster", "grid", "stepwise")
 TOLERANCE = {
     torch.float32: {"output": 5e-6, "gradient": 4e-5},
     torch.float64: {"output": 1e-13, "gradient": 1e-12},
-    torch.bfloat16: {"output": 2e-2, "gradient": 4e-2},
+    torch.bfloat16: {"output": 2e-2, "gradient": 6e-2},
     torch.float16: {"output": 2e-3, "gradient": 1e-2},
 }
 # One unit, odd numbers, whole tiles, more rows than a tile, more units than a CTA takes, every option.
@@ -96,12 +96,13 @@ def schedules_for(dtype: torch.dtype) -> tuple[str, ...]:
     return SCHEDULES if dtype is not torch.float64 else ("cta", "cluster", "stepwise")
 
 
+SAME_BUT_FOR_AN_ACTIVATION = {"rnn_relu", "rnn_sigmoid", "indrnn_relu", *(c for c in CELLS if c.endswith("_hard"))}
 EVERY = [
     (schedule, cell, case, dtype)
     for dtype in TOLERANCE
     for schedule, cell, case in itertools.product(schedules_for(dtype), CELLS, CASES)
     # Activations differ in the cell alone: one of them in full, the others once.
-    if cell not in ("rnn_relu", "rnn_sigmoid") or (case is CASES[2] and dtype is torch.float32)
+    if cell not in SAME_BUT_FOR_AN_ACTIVATION or (case is CASES[2] and dtype is torch.float32)
     # A cluster or a grid has two CTAs or more, of eight units or more.
     if schedule not in ("cluster", "grid") or case.H > 8
     # 100 units of float64 do not fit into the shared memory of one CTA.
@@ -110,6 +111,7 @@ EVERY = [
     (schedule, cell, case, dtype)
     for dtype in TOLERANCE
     for schedule, cell, case in itertools.product(schedules_for(dtype), cases.WITH_C, cases.PROJECTED)
+    if cell not in SAME_BUT_FOR_AN_ACTIVATION
     if schedule not in ("cluster", "grid") or case.H > 8
 ]
 

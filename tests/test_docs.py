@@ -116,7 +116,9 @@ def test_docstring_examples(path):
     if re.search(r"^import torch|^from torch", path.read_text(), re.MULTILINE):
         pytest.importorskip("torch")
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    found = doctest.testmod(importlib.import_module(name.removesuffix(".__init__")))
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    names = {"torch": sys.modules["torch"]} if "torch" in sys.modules else {}
+    found = doctest.testmod(module, globs=names | vars(module))
     assert found.attempted > 0
     assert found.failed == 0
 

@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence  # noqa: E402
 
 import fastrnn  # noqa: E402
@@ -136,6 +137,8 @@ def test_cells_have_every_variant():
         (nn.RNNCell(I, H, nonlinearity="relu"), "rnn_relu"),
         (nn.RNNCell(I, H, nonlinearity="sigmoid"), "rnn_sigmoid"),
         (nn.LSTMCell(I, H, coupled=True), "lstm_cifg"),
+        (nn.LSTMCell(I, H, recurrent_activation="hard_sigmoid"), "lstm_hard"),
+        (nn.GRUCell(I, H, recurrent_activation="hard_sigmoid"), "gru_hard"),
     ):
         states = (h, h.tanh())[: fastrnn.reference.STATES[name]]
         _, want = fastrnn.reference.layer(name, x[None], cell._weights(), [s[None] for s in states])
@@ -151,6 +154,12 @@ def test_layers_have_every_variant():
         (nn.LSTM(I, H, bidirectional=True, coupled=True, proj_size=3), "lstm_cifg"),
         (nn.LSTM(I, H, bidirectional=True, peepholes=True), "lstm_peephole"),
         (nn.LSTM(I, H, bidirectional=True, peepholes=True, bias=False, proj_size=3), "lstm_peephole"),
+        (nn.LSTM(I, H, bidirectional=True, recurrent_activation="hard_sigmoid", proj_size=3), "lstm_hard"),
+        (nn.GRU(I, H, bidirectional=True, recurrent_activation="hard_sigmoid"), "gru_hard"),
+        (
+            nn.GRU(I, H, bidirectional=True, reset_after=False, recurrent_activation="hard_sigmoid"),
+            "gru_reset_before_hard",
+        ),
     ):
         y, last = module(x)
         want, states = fastrnn.reference.layer(name, x, module._flat_weights, directions=2)
@@ -158,10 +167,10 @@ def test_layers_have_every_variant():
         again = copy.deepcopy(module)
         again.load_state_dict(module.state_dict())
         assert_same(pickle.loads(pickle.dumps(again))(x), (y, last), rtol=0, atol=0)
-    for option in ("coupled", "peepholes"):
-        module = nn.LSTM(I, H, 2, **{option: True})
-        assert f"{option}=True" in repr(module)
-        assert_same(functional.lstm(x, None, module._flat_weights, **{option: True}), module(x), rtol=0, atol=0)
+    for option in ({"coupled": True}, {"peepholes": True}, {"recurrent_activation": "hard_sigmoid"}):
+        module = nn.LSTM(I, H, 2, **option)
+        assert "{}={}".format(*next(iter(option.items()))) in repr(module)
+        assert_same(functional.lstm(x, None, module._flat_weights, **option), module(x), rtol=0, atol=0)
         ours = fastrnn.numpy.LSTM.from_torch(module)(x.numpy())[0]
         assert torch.equal(torch.from_numpy(ours), module(x)[0])
         step = module.stepper(3)
@@ -170,13 +179,88 @@ def test_layers_have_every_variant():
         assert torch.equal(y, module(x)[0][2])
         module(x)[0].square().sum().backward()
         assert all(p.grad.abs().sum() > 0 for p in module.parameters())
-    with pytest.raises(ValueError, match="LSTM: coupled and peepholes are both True, expected one of them at most"):
+    with pytest.raises(ValueError, match="LSTM: got coupled=True and peepholes=True, expected one of them at most"):
         nn.LSTM(I, H, coupled=True, peepholes=True)
     assert nn.LSTM(I, H, peepholes=True).weight_peephole_l0.shape == (3 * H,)
     module = nn.LSTM(I, H, 2, coupled=True)
     assert module.weight_ih_l0.shape == (3 * H, I)
     with pytest.raises(fastrnn.ShapeError, match=r"lstm: weight_ih_l0 has shape \(21, 5\), expected"):
         functional.lstm(x, None, module._flat_weights)
+
+
+def fastrnn_step(x, h, p):
+    n = (F.linear(x, p["weight_ih"]) + F.linear(h, p["weight_hh"]) + p["bias"]).tanh()
+    return p["alpha"].sigmoid() * n + p["beta"].sigmoid() * h
+
+
+def fastgrnn_step(x, h, p):
+    a = F.linear(x, p["weight_ih"]) + F.linear(h, p["weight_hh"])
+    z, n = (a + p["bias_gate"]).sigmoid(), (a + p["bias_update"]).tanh()
+    return (p["zeta"].sigmoid() * (1 - z) + p["nu"].sigmoid()) * n + z * h
+
+
+def indrnn_step(x, h, p):
+    return F.relu(F.linear(x, p["weight_ih"], p["bias"]) + p["weight_hh"] * h)
+
+
+@pytest.mark.parametrize("step", [fastrnn_step, fastgrnn_step, indrnn_step])
+def test_modules_of_the_family_compute_the_published_equations(step):
+    name = {fastrnn_step: "FastRNN", fastgrnn_step: "FastGRNN", indrnn_step: "IndRNN"}[step]
+    torch.manual_seed(3)
+    module = getattr(nn, name)(I, H, num_layers=2, bidirectional=True)
+    x = torch.randn(6, 3, I)
+    y, h = module(x)
+    want, lasts = x, []
+    for layer in range(2):
+        sides = []
+        for end in ("", "_reverse"):
+            suffix = f"_l{layer}{end}"
+            p = {n.removesuffix(suffix): w for n, w in module.named_parameters() if n.endswith(suffix)}
+            state, states = torch.zeros(3, H), []
+            for t in range(6)[:: -1 if end else 1]:
+                state = step(want[t], state, p)
+                states.append(state)
+            sides.append(torch.stack(states[:: -1 if end else 1]))
+            lasts.append(state)
+        want = torch.cat(sides, -1)
+    assert_same((y, h), (want, torch.stack(lasts)))
+    found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+    assert_same(found, torch.autograd.grad(want.square().sum(), list(module.parameters())), rtol=1e-4, atol=1e-5)
+    options = {"bidirectional": True}
+    if name != "IndRNN":
+        call = getattr(functional, name.lower())(x, None, module._flat_weights, **options)
+        assert_same(call, (y, h), rtol=0, atol=0)
+    else:
+        assert_same(functional.indrnn(x, None, list(module.parameters()), **options), (y, h), rtol=0, atol=0)
+    ours = getattr(fastrnn.numpy, name).from_torch(module)
+    assert_same(torch.from_numpy(ours(x.numpy())[0]), y)
+    again = pickle.loads(pickle.dumps(module))
+    assert_same(again(x), (y, h), rtol=0, atol=0)
+    alone = getattr(nn, name)(I, H)
+    got = alone.stepper(3)
+    for t in range(6):
+        last = got(x[t])
+    assert torch.equal(last, alone(x)[0][5])
+
+
+def test_errors_of_the_family():
+    with pytest.raises(ValueError, match="IndRNN: nonlinearity is 'sigmoid', expected 'relu' or 'tanh'"):
+        nn.IndRNN(I, H, nonlinearity="sigmoid")
+    with pytest.raises(fastrnn.ShapeError, match="indrnn: weights has 2 entries, expected 3 for each layer"):
+        functional.indrnn(torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H)])
+    with pytest.raises(fastrnn.ShapeError, match=r"indrnn: weight_hh has shape \(7, 7\), expected \(H,\) = \(7,\)"):
+        functional.indrnn(torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H, H), torch.ones(H)])
+    with pytest.raises(fastrnn.ShapeError, match=r"fastrnn: bias_hh_l0 has shape \(7,\), expected \(3\*H,\) = \(21,\)"):
+        functional.fastrnn(
+            torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H, H), torch.ones(H), torch.ones(H)]
+        )
+    for kind in (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell):
+        with pytest.raises(ValueError, match="recurrent_activation is 'relu', expected 'sigmoid' or 'hard_sigmoid'"):
+            kind(I, H, recurrent_activation="relu")
+    with pytest.raises(ValueError, match="LSTM: got peepholes=True and recurrent_activation='hard_sigmoid'"):
+        nn.LSTM(I, H, peepholes=True, recurrent_activation="hard_sigmoid")
+    with pytest.raises(TypeError, match="to_torch: 0 is a FastRNN, which torch.nn does not have"):
+        fastrnn.to_torch(torch.nn.Sequential(nn.FastRNN(I, H)))
 
 
 # ---- ragged batches and resets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -19,6 +20,19 @@ CLASSES = {
     "lstm_peephole": (fnp.LSTM, {"peepholes": True}),
     "gru": (fnp.GRU, {}),
     "gru_reset_before": (fnp.GRU, {"reset_after": False}),
+    "lstm_hard": (fnp.LSTM, {"recurrent_activation": "hard_sigmoid"}),
+    "gru_hard": (fnp.GRU, {"recurrent_activation": "hard_sigmoid"}),
+    "gru_reset_before_hard": (fnp.GRU, {"reset_after": False, "recurrent_activation": "hard_sigmoid"}),
+    "fastrnn": (fnp.FastRNN, {}),
+    "fastgrnn": (fnp.FastGRNN, {}),
+    "indrnn_tanh": (fnp.IndRNN, {"nonlinearity": "tanh"}),
+    "indrnn_relu": (fnp.IndRNN, {}),
+}
+FAMILY = {
+    "fastrnn": lambda H: {"weight_hh": (H, H), "bias": (H,), "alpha": (1,), "beta": (1,)},
+    "fastgrnn": lambda H: {"weight_hh": (H, H), "bias_gate": (H,), "bias_update": (H,), "zeta": (1,), "nu": (1,)},
+    "indrnn_tanh": lambda H: {"weight_hh": (H,), "bias": (H,)},
+    "indrnn_relu": lambda H: {"weight_hh": (H,), "bias": (H,)},
 }
 WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]
 
@@ -27,8 +41,28 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def hard_sigmoid(x):
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
+def family_step(cell, x, h, w):
+    gx = w["weight_ih"] @ x
+    if cell.startswith("indrnn"):
+        a = gx + w["bias"] + w["weight_hh"] * h
+        return np.tanh(a) if cell.endswith("tanh") else np.maximum(a, 0)
+    a = gx + w["weight_hh"] @ h
+    if cell == "fastrnn":
+        return sigmoid(w["alpha"]) * np.tanh(a + w["bias"]) + sigmoid(w["beta"]) * h
+    z, n = sigmoid(a + w["bias_gate"]), np.tanh(a + w["bias_update"])
+    return (sigmoid(w["zeta"]) * (1 - z) + sigmoid(w["nu"])) * n + z * h
+
+
 def oracle_step(cell, x, s, w):
     """One step of one row in float64; s and the result are tuples of states."""
+    if cell in FAMILY:
+        return (family_step(cell, x, s[0], w),)
+    gate = hard_sigmoid if cell.endswith("_hard") else sigmoid
+    cell = cell.removesuffix("_hard")
     H = w["weight_ih"].shape[0] // _core.CELLS[cell]["gates"]
     gx, gr = w["weight_ih"] @ x + w["bias_ih"], w["weight_hh"] @ s[0] + w["bias_hh"]
     if cell.startswith("rnn"):
@@ -41,11 +75,11 @@ def oracle_step(cell, x, s, w):
         else:
             i, f, g, o = np.split(gx + gr, 4)
         pi, pf, po = np.split(w["weight_peephole"], 3) if cell == "lstm_peephole" else (0, 0, 0)
-        c = sigmoid(f + pf * s[1]) * s[1] + sigmoid(i + pi * s[1]) * np.tanh(g)
+        c = gate(f + pf * s[1]) * s[1] + gate(i + pi * s[1]) * np.tanh(g)
         o = o + po * c
-        h = sigmoid(o) * np.tanh(c)
+        h = gate(o) * np.tanh(c)
         return (w["weight_hr"] @ h if "weight_hr" in w else h, c)
-    r, z = sigmoid(gx[:H] + gr[:H]), sigmoid(gx[H : 2 * H] + gr[H : 2 * H])
+    r, z = gate(gx[:H] + gr[:H]), gate(gx[H : 2 * H] + gr[H : 2 * H])
     if cell == "gru":
         n = np.tanh(gx[2 * H :] + r * gr[2 * H :])
     else:
@@ -92,6 +126,8 @@ def make(cell, I, H, layers=1, directions=1, P=0, bias=True, dtype=np.float32, s
                 shapes["weight_hr"] = (P, H)
             if cell == "lstm_peephole":
                 shapes["weight_peephole"] = (3 * H,)
+            if cell in FAMILY:
+                shapes = {"weight_ih": shapes["weight_ih"]} | FAMILY[cell](H)
             for name, shape in shapes.items():
                 named[f"{name}_l{k}{end}"] = (rng.uniform(-1, 1, shape) / np.sqrt(H)).astype(dtype)
     return named
@@ -116,11 +152,8 @@ def with_biases(named):
 SHAPES = [(1, 1, 1, 1, 1, 1), (5, 3, 4, 17, 2, 2), (9, 7, 33, 16, 1, 2), (4, 2, 3, 65, 2, 1)]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=["float32", "float64", "float16"])
-@pytest.mark.parametrize("options", ["dense", "ragged", "reset", "no_bias", "batch_first", "projected"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell", CLASSES)
-def test_matches_oracle(isa, cell, shape, options, dtype):
+@functools.cache  # one for all instruction sets: the oracle walks row by row
+def example(cell, shape, options, dtype):
     T, B, I, H, layers, D = shape
     P = H // 2 if options == "projected" and cell in WITH_C and H > 1 else 0
     rng = np.random.default_rng(1)
@@ -129,7 +162,16 @@ def test_matches_oracle(isa, cell, shape, options, dtype):
     states = states_of(cell, layers * D, B, H, P, dtype, rng)
     lengths = rng.integers(0, T + 1, B) if options in ("ragged", "reset") else None
     mask = rng.random((T, B)) < 0.4 if options == "reset" else None
-    want, want_last = oracle(cell, with_biases(named), x.astype(np.float64), states, lengths, mask, layers, D)
+    want = oracle(cell, with_biases(named), x.astype(np.float64), states, lengths, mask, layers, D)
+    return named, x, states, lengths, mask, *want
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=["float32", "float64", "float16"])
+@pytest.mark.parametrize("options", ["dense", "ragged", "reset", "no_bias", "batch_first", "projected"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", CLASSES)
+def test_matches_oracle(isa, cell, shape, options, dtype):
+    named, x, states, lengths, mask, want, want_last = example(cell, shape, options, dtype)
     cls, kw = CLASSES[cell]
     batch_first = options == "batch_first"
     module = cls.from_state_dict(named, batch_first=batch_first, **kw)

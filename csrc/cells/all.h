@@ -1,19 +1,28 @@
 #pragma once
 // The list of cells: one word here instantiates a cell in every schedule, ISA and binding.
-#include "call.h"
+#include "fastgrnn.h"
+#include "fastrnn.h"
 #include "gru.h"
 #include "gru_reset_before.h"
+#include "indrnn.h"
 #include "lstm.h"
 #include "lstm_cifg.h"
 #include "lstm_peephole.h"
 #include "rnn.h"
 
-#define FASTRNN_FOR_EACH_CELL(X) \
-  X(rnn_tanh, RnnTanhCell)       \
-  X(rnn_relu, RnnReluCell)       \
-  X(rnn_sigmoid, RnnSigmoidCell) \
-  X(lstm, LstmCell)              \
-  X(lstm_cifg, LstmCifgCell)     \
-  X(lstm_peephole, LstmPeepholeCell) \
-  X(gru, GruCell)                \
-  X(gru_reset_before, GruResetBeforeCell)
+#define FASTRNN_FOR_EACH_CELL(X)                   \
+  X(rnn_tanh, RnnTanhCell)                         \
+  X(rnn_relu, RnnReluCell)                         \
+  X(rnn_sigmoid, RnnSigmoidCell)                   \
+  X(lstm, LstmCell)                                \
+  X(lstm_hard, LstmHardCell)                       \
+  X(lstm_cifg, LstmCifgCell)                       \
+  X(lstm_peephole, LstmPeepholeCell)               \
+  X(gru, GruCell)                                  \
+  X(gru_hard, GruHardCell)                         \
+  X(gru_reset_before, GruResetBeforeCell)          \
+  X(gru_reset_before_hard, GruResetBeforeHardCell) \
+  X(fastrnn, FastRnnCell)                          \
+  X(fastgrnn, FastGrnnCell)                        \
+  X(indrnn_tanh, IndRnnTanhCell)                   \
+  X(indrnn_relu, IndRnnReluCell)

@@ -1,21 +1,21 @@
 #pragma once
 // GRU (Cho et al. 2014, arXiv 1406.1078), reset after the matrix product: the form of torch.nn.GRU and cuDNN.
 //   r,z = sigmoid(x + r_)   n = tanh(x_n + r * r_n)   h' = n + z*(h - n)
-#include "math.h"
+#include "activations.h"
+#include "cell.h"
 
 namespace fastrnn {
-struct GruCell {
+template <class Gate>
+struct GatedGruCell : CellDefaults {
   static constexpr int kGates = 3;   // r z n
   static constexpr int kStates = 1;  // h
   static constexpr int kSaved = 4;   // r z n and the recurrent part of n
-  static constexpr int kLateGates = 0;
-  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = true;
   static constexpr bool kSharedGateGrad = false;  // dr[2] = dx[2] * r
 
   template <class V>
   FASTRNN_HD static void forward(const V* x, const V* r, const V* s, V* s_new, V* saved) {
-    const V reset = sigmoid(x[0] + r[0]), z = sigmoid(x[1] + r[1]);
+    const V reset = Gate::apply(x[0] + r[0]), z = Gate::apply(x[1] + r[1]);
     const V n = tanh(x[2] + reset * r[2]);
     s_new[0] = n + z * (s[0] - n);
     saved[0] = reset;
@@ -28,9 +28,11 @@ struct GruCell {
     const V reset = saved[0], z = saved[1], n = saved[2], rn = saved[3], dh = ds_new[0];
     dx[2] = dh * (V(1) - z) * d_tanh(n);
     dr[2] = dx[2] * reset;
-    dx[0] = dr[0] = dx[2] * rn * d_sigmoid(reset);
-    dx[1] = dr[1] = dh * (s[0] - n) * d_sigmoid(z);
+    dx[0] = dr[0] = dx[2] * rn * Gate::derivative(reset);
+    dx[1] = dr[1] = dh * (s[0] - n) * Gate::derivative(z);
     ds[0] = dh * z;
   }
 };
+using GruCell = GatedGruCell<Sigmoid>;
+using GruHardCell = GatedGruCell<HardSigmoid>;
 }  // namespace fastrnn

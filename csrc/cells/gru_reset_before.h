@@ -3,23 +3,23 @@
 //   r,z = sigmoid(x + r_)   u = r*h   n = tanh(x_n + R_n u + b)   h' = n + z*(h - n)
 // The candidate's recurrent product needs u of every unit, so the last kLateGates gates run in a second stage:
 // early() yields u, which takes the place of h in their product, and forward() then sees r[2] = R_n u + b.
-#include "math.h"
+#include "activations.h"
+#include "cell.h"
 
 namespace fastrnn {
-struct GruResetBeforeCell {
+template <class Gate>
+struct GatedGruResetBeforeCell : CellDefaults {
   static constexpr int kGates = 3;      // r z n
   static constexpr int kStates = 1;     // h
   static constexpr int kSaved = 4;      // r z n, and u, which the loop stores in the last slot
   static constexpr int kLateGates = 1;  // n
-  static constexpr int kVectors = 0;
   static constexpr bool kReadsH = true;
-  static constexpr bool kSharedGateGrad = true;  // dx == dr
 
   // First stage: gates r and z. saved[0..1] are kept for forward().
   template <class V>
   FASTRNN_HD static void early(const V* x, const V* r, const V* s, V* u, V* saved) {
-    saved[0] = sigmoid(x[0] + r[0]);
-    saved[1] = sigmoid(x[1] + r[1]);
+    saved[0] = Gate::apply(x[0] + r[0]);
+    saved[1] = Gate::apply(x[1] + r[1]);
     *u = saved[0] * s[0];
   }
   template <class V>
@@ -33,13 +33,15 @@ struct GruResetBeforeCell {
   FASTRNN_HD static void backward(const V* saved, const V* s, const V*, const V* ds_new, V* dx, V* dr, V* ds) {
     const V z = saved[1], n = saved[2], dh = ds_new[0];
     dx[2] = dr[2] = dh * (V(1) - z) * d_tanh(n);
-    dx[1] = dr[1] = dh * (s[0] - n) * d_sigmoid(z);
+    dx[1] = dr[1] = dh * (s[0] - n) * Gate::derivative(z);
     ds[0] = dh * z;
   }
   template <class V>
   FASTRNN_HD static void backward_early(const V* saved, const V* s, V du, V* dx, V* dr, V* ds) {
-    dx[0] = dr[0] = du * s[0] * d_sigmoid(saved[0]);
+    dx[0] = dr[0] = du * s[0] * Gate::derivative(saved[0]);
     ds[0] = ds[0] + du * saved[0];
   }
 };
+using GruResetBeforeCell = GatedGruResetBeforeCell<Sigmoid>;
+using GruResetBeforeHardCell = GatedGruResetBeforeCell<HardSigmoid>;
 }  // namespace fastrnn

@@ -1,17 +1,13 @@
 #pragma once
 // LSTM with coupled input and forget gates (CIFG; Greff et al. 2017, "LSTM: A Search Space Odyssey"): f = 1 - i.
 //   i,o = sigmoid(x + r)   g = tanh(x + r)   c' = c + i*(g - c)   h' = o*tanh(c')
-#include "math.h"
+#include "cell.h"
 
 namespace fastrnn {
-struct LstmCifgCell {
+struct LstmCifgCell : CellDefaults {
   static constexpr int kGates = 3;   // i g o
   static constexpr int kStates = 2;  // h c
   static constexpr int kSaved = 3;   // i g o after activation
-  static constexpr int kLateGates = 0;
-  static constexpr int kVectors = 0;
-  static constexpr bool kReadsH = false;
-  static constexpr bool kSharedGateGrad = true;  // dx == dr
 
   template <class V>
   FASTRNN_HD static void forward(const V* x, const V* r, const V* s, V* s_new, V* saved) {

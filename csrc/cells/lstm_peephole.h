@@ -1,17 +1,14 @@
 #pragma once
 // LSTM with peepholes (Gers & Schmidhuber 2000, equations as in Greff et al. 2017): the gates see the cell state.
 //   i,f = sigmoid(x + r + p*c)   g = tanh(x + r)   c' = f*c + i*g   o = sigmoid(x + r + p*c')   h' = o*tanh(c')
-#include "math.h"
+#include "cell.h"
 
 namespace fastrnn {
-struct LstmPeepholeCell {
-  static constexpr int kGates = 4;   // i f g o
-  static constexpr int kStates = 2;  // h c
-  static constexpr int kSaved = 4;   // i f g o after activation
-  static constexpr int kLateGates = 0;
+struct LstmPeepholeCell : CellDefaults {
+  static constexpr int kGates = 4;    // i f g o
+  static constexpr int kStates = 2;   // h c
+  static constexpr int kSaved = 4;    // i f g o after activation
   static constexpr int kVectors = 3;  // p of i, f, o
-  static constexpr bool kReadsH = false;
-  static constexpr bool kSharedGateGrad = true;  // dx == dr
 
   // p: [kVectors] parameters of this unit.
   template <class V>

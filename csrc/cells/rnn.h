@@ -1,48 +1,14 @@
 #pragma once
 // Elman RNN (Elman 1990):  h' = f(x + r),  f = tanh, relu or sigmoid.
-#include "math.h"
+#include "activations.h"
+#include "cell.h"
 
 namespace fastrnn {
-struct Tanh {
-  template <class V>
-  FASTRNN_HD static V apply(V x) {
-    return tanh(x);
-  }
-  template <class V>
-  FASTRNN_HD static V derivative(V y) {
-    return d_tanh(y);
-  }
-};
-struct Relu {
-  template <class V>
-  FASTRNN_HD static V apply(V x) {
-    return max(x, V(0));
-  }
-  template <class V>
-  FASTRNN_HD static V derivative(V y) {
-    return step(y);
-  }
-};
-struct Sigmoid {
-  template <class V>
-  FASTRNN_HD static V apply(V x) {
-    return sigmoid(x);
-  }
-  template <class V>
-  FASTRNN_HD static V derivative(V y) {
-    return d_sigmoid(y);
-  }
-};
-
 template <class Activation>
-struct RnnCell {
+struct RnnCell : CellDefaults {
   static constexpr int kGates = 1;
   static constexpr int kStates = 1;  // h
   static constexpr int kSaved = 1;   // h'
-  static constexpr int kLateGates = 0;
-  static constexpr int kVectors = 0;
-  static constexpr bool kReadsH = false;
-  static constexpr bool kSharedGateGrad = true;  // dx == dr
 
   template <class V>
   FASTRNN_HD static void forward(const V* x, const V* r, const V*, V* s_new, V* saved) {

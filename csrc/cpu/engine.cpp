@@ -87,7 +87,7 @@ class PackCache {
     uint64_t h = 0;
     const auto add = [&](const T* p, int64_t n) { h = h * 0x9E3779B97F4A7C15ull + (p ? table.hash(p, n * size) : 1); };
     add(w.w_ih, rows * s.I);
-    add(w.w_hh, rows * s.out());
+    add(w.w_hh, kCells[cell].product ? rows * s.out() : 0);
     add(w.b_ih, rows);
     add(w.b_hh, rows + kCells[cell].vectors * s.H);
     add(w.w_hr, s.P * s.H);

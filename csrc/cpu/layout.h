@@ -18,6 +18,12 @@ struct Stages {
   static constexpr int nv(int stage) { return gates(stage) * nb(stage); }
 };
 
+// What a step's product reads of h.
+template <class Cell>
+int64_t recurrent_width(const RnnShape& s) {
+  return Cell::kProduct ? s.out() : 0;
+}
+
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -37,11 +37,11 @@ double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
   const double panels = std::ceil(s.H / width);
   const double part = schedule == kBatchSplit ? 1.0 : std::ceil(panels / team) / panels;
   const double gates = q.cell.gates, scale = q.itemsize / 4.0;
-  const double weights = gates * s.H * s.out() + double(s.P) * s.H;
+  const double weights = (q.cell.product ? gates * s.H * s.out() : 0) + double(s.P) * s.H;
   const double serial =
       std::max(2 * weights * rows * part * scale / kFlopsPerUs, stream_us(weights * part * q.itemsize));
-  const double step =
-      serial + rows * part * gates * s.H * kGateUs * scale + (schedule == kHiddenSplit && team > 1 ? kBarrierUs : 0);
+  const double step = serial + rows * part * gates * s.H * kGateUs * scale +
+                      (schedule == kHiddenSplit && team > 1 && q.cell.product ? kBarrierUs : 0);
   // Long products: forward's input projection follows the schedule; backward's are shared by all threads.
   const double columns = gates * s.H * s.I, shared_rows = s.B / team;
   const double long_products = q.backward ? (4 * columns + 2 * weights) * shared_rows : 2 * columns * rows * part;

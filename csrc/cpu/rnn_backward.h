@@ -9,12 +9,18 @@
 namespace fastrnn {
 namespace {
 
+// Rows of the product that carries a step's gate gradients to the step before: the gates of the first stage.
+template <class Cell>
+int64_t serial_depth(const RnnShape& s) {
+  return Cell::kProduct ? Stages<Cell>::gates(0) * s.hidden_padded() : 0;
+}
+
 template <class Cell, class T>
 int64_t packed_backward_layout(const RnnShape& s, Arena& arena, PackedBackward<T>* into) {
   const int64_t Hp = s.hidden_padded();
   PackedBackward<T> packed{};
   packed.wx_t = arena.take<T>(packed_columns_size<T>(Cell::kGates * Hp, s.I));
-  packed.wh_t[0] = arena.take<T>(packed_columns_size<T>(Stages<Cell>::gates(0) * Hp, s.out()));
+  packed.wh_t[0] = arena.take<T>(packed_columns_size<T>(serial_depth<Cell>(s), s.out()));
   packed.wh_t[1] = Cell::kLateGates ? arena.take<T>(packed_columns_size<T>(Cell::kLateGates * Hp, s.H)) : nullptr;
   packed.wr_t = s.P ? arena.take<T>(packed_columns_size<T>(s.P, s.H)) : nullptr;
   packed.vectors = arena.take<T>(Cell::kVectors * Hp);
@@ -44,7 +50,7 @@ PackedBackward<T> pack_backward(const RnnShape& s, const RnnWeights<T>& w, char*
   };
   pack_vectors<Cell>(s, w.b_hh, packed.vectors);
   put(Cell::kGates * Hp, s.I, row(w.w_ih, 0, s.I), packed.wx_t);
-  put(Stages<Cell>::gates(0) * Hp, s.out(), row(w.w_hh, 0, s.out()), packed.wh_t[0]);
+  put(serial_depth<Cell>(s), s.out(), row(w.w_hh, 0, s.out()), packed.wh_t[0]);
   if (Cell::kLateGates) put(Cell::kLateGates * Hp, s.H, row(w.w_hh, Stages<Cell>::gates(0), s.H), packed.wh_t[1]);
   if (s.P) put(s.P, s.H, [&](int64_t k) { return w.w_hr + k * s.H; }, packed.wr_t);
   return packed;
@@ -56,7 +62,7 @@ class BackwardRun {
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
   static constexpr int kColumns = G + Cell::kVectors;  // of a row of gradients: gates, then the cell's vectors
-  static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
+  static constexpr int kPanel = kMaxTileVecs * W;      // columns of a plain panel
 
   struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
@@ -241,28 +247,30 @@ class BackwardRun {
 
   void step(int64_t k) {
     const int64_t running = set_rows(k);
-    const int64_t from_late = S::gates(0) * Hp_;  // gates of the first stage come first in a row
     if (s_.P) {
-      product(from_late, running, w_.wh_t[0], output_, k, s_.P, [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-        const V dh = sum + load_lanes(row.dh_in + c, lanes) + load_lanes(row.dy + c, lanes);
-        store_lanes(dh, row.dh_projected + c, lanes);
-      });
+      product(serial_depth<Cell>(s_), running, w_.wh_t[0], output_, k, s_.P,
+              [&](const Row& row, int64_t c, int64_t lanes, V sum) {
+                const V dh = sum + load_lanes(row.dh_in + c, lanes) + load_lanes(row.dy + c, lanes);
+                store_lanes(dh, row.dh_projected + c, lanes);
+              });
       step_barrier();
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dh_projected;
       product(s_.P, running, w_.wr_t, hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V sum) { units(row, u, lanes, sum); });
     } else {
-      product(from_late, running, w_.wh_t[0], hidden_, k, s_.H, [&](const Row& row, int64_t u, int64_t lanes, V sum) {
-        units(row, u, lanes, sum + V::load(row.dh_in + u) + load_lanes(row.dy + u, lanes));
-      });
+      product(serial_depth<Cell>(s_), running, w_.wh_t[0], hidden_, k, s_.H,
+              [&](const Row& row, int64_t u, int64_t lanes, V sum) {
+                units(row, u, lanes, sum + V::load(row.dh_in + u) + load_lanes(row.dy + u, lanes));
+              });
     }
     if constexpr (Cell::kLateGates != 0) {
       step_barrier();
+      const int64_t from_late = S::gates(0) * Hp_;  // gates of the first stage come first in a row
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dr + from_late;
       product(Cell::kLateGates * Hp_, running, w_.wh_t[1], hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V du) { units_early(row, u, lanes, du); });
     }
-    step_barrier();
+    if (Cell::kProduct) step_barrier();
   }
 
   // a_ [running] x panels; visit(row, first column, lanes, sums) for every vector of columns below N.
@@ -371,7 +379,7 @@ class BackwardRun {
       matmul_outer<T>(n_, block, M, a, b, v.begin, v.end, out, ld);
     };
     if (g.w_ih) outer(s_.I, x_list_, dx_list_, own_vectors(0, all, false), wx_, G * Hp_);
-    if (g.w_hh) {
+    if (g.w_hh && Cell::kProduct) {
       outer(s_.out(), h_list_, dr_list_, own_vectors(0, early, true), wh_, G * Hp_);
       if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
     }
@@ -416,7 +424,7 @@ class BackwardRun {
             copy_or_zero(cut ? nullptr : dc_ + (o * kExtra + e) * Hp_, s_.H, p_.dstates_in[1 + e] + at * s_.H, s_.H);
     }
     if (!p_.dstates_in[0]) return;
-    product(S::gates(0) * Hp_, rows_.count, w_.wh_t[0], output_, 0, s_.out(),
+    product(serial_depth<Cell>(s_), rows_.count, w_.wh_t[0], output_, 0, s_.out(),
             [&](const Row& row, int64_t c, int64_t lanes, V sum) {
               store_lanes(sum + load_lanes(row.dh_in + c, lanes), row.dh_out + c, lanes);
             });
@@ -426,7 +434,7 @@ class BackwardRun {
   void store_weight_gradients() {
     const RnnGrads<T>& g = p_.grads[d_];
     if (g.w_ih) store_transposed(wx_, s_.I, g.w_ih);
-    if (g.w_hh) store_transposed(wh_, s_.out(), g.w_hh);
+    if (g.w_hh && Cell::kProduct) store_transposed(wh_, s_.out(), g.w_hh);
     const Range own = share(s_.P, team_.rank, team_.size);
     if (g.w_hr)
       for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);

@@ -15,7 +15,7 @@ int64_t packed_forward_layout(const RnnShape& s, Arena& arena, PackedForward<T>*
   for (int stage = 0; stage < S::kCount; ++stage) {
     const int64_t columns = round_up(s.H, S::nb(stage) * W) * S::gates(stage);
     packed.wx[stage] = arena.take<T>(columns * s.I);
-    packed.wh[stage] = arena.take<T>(columns * (stage == 0 ? s.out() : s.H));
+    packed.wh[stage] = arena.take<T>(columns * (stage == 0 ? recurrent_width<Cell>(s) : s.H));
     packed.bx[stage] = arena.take<T>(columns);
     packed.bh[stage] = arena.take<T>(columns);
   }
@@ -45,7 +45,7 @@ PackedForward<T> pack_forward(const RnnShape& s, const RnnWeights<T>& w, char* i
         fill_zero(const_cast<T*>(dst), round_up(s.H, nb * Vec<T>::kWidth) * gates * K);
     };
     put(w.w_ih, s.I, packed.wx[stage]);
-    put(w.w_hh, stage == 0 ? s.out() : s.H, packed.wh[stage]);
+    put(w.w_hh, stage == 0 ? recurrent_width<Cell>(s) : s.H, packed.wh[stage]);
     put(w.b_ih, 1, packed.bx[stage]);
     put(w.b_hh, 1, packed.bh[stage]);
   }
@@ -172,6 +172,7 @@ class ForwardRun {
   }
 
   void finish() {
+    if (!Cell::kProduct) step_barrier();
     for (int64_t i = 0; i < rows_.count; ++i) {
       if (!mine(i)) continue;
       const int64_t last = rows_.length[i] - 1, at = d_ * s_.B + rows_.batch[i];
@@ -251,14 +252,14 @@ class ForwardRun {
                                        }
                                    });
     }
-    step_barrier();
+    if (Cell::kProduct) step_barrier();
   }
 
   template <int stage>
   void recur(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
     constexpr int NV = S::nv(stage), NB = S::nb(stage), kGates = S::gates(stage), kFirst = S::first_gate(stage);
     const Range panels = panels_[stage];
-    const int64_t depth = stage == 0 ? s_.out() : s_.H;
+    const int64_t depth = stage == 0 ? recurrent_width<Cell>(s_) : s_.H;
     const auto cell = [&](int64_t panel, int64_t r0, int mr, const T* sums) {
       const T* gx = gx_[stage] + ((panel - panels.begin) * gx_rows + gx_base + r0) * NV * W;
       for (int r = 0; r < mr; ++r)

@@ -85,9 +85,10 @@ struct CpuTable {
 struct CellInfo {
   const char* name;
   int gates, states, saved, vectors;
+  bool product;
 };
 constexpr CellInfo kCells[kNumCells] = {
-#define FASTRNN_INFO(name, Cell) {#name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kVectors},
+#define FASTRNN_INFO(name, Cell) {#name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kVectors, Cell::kProduct},
     FASTRNN_FOR_EACH_CELL(FASTRNN_INFO)
 #undef FASTRNN_INFO
 };

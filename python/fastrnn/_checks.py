@@ -89,22 +89,23 @@ def weight_names(directions: int, bias: bool, projection: bool, suffix: str = ""
 
 
 def weight_shapes(
-    gates: int, I: int, H: int, P: int, directions: int, bias: bool, vectors: int = 0
+    gates: int, I: int, H: int, P: int, directions: int, bias: bool, vectors: int = 0, product: bool = True
 ) -> list[tuple[int, ...]]:
-    """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors."""
+    """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors, and w_hh has
+    no columns for a cell without a recurrent product."""
     biases = [(gates * H,), ((gates + vectors) * H,)] if bias else []
-    parts = [(gates * H, I), (gates * H, P or H), *biases] + ([(P, H)] if P else [])
+    parts = [(gates * H, I), (gates * H, (P or H) if product else 0), *biases] + ([(P, H)] if P else [])
     return parts * directions
 
 
 def _weight_symbols(
-    gates: int, directions: int, bias: bool, projection: bool, first_layer: bool, vectors: int
+    gates: int, directions: int, bias: bool, projection: bool, first_layer: bool, vectors: int, product: bool
 ) -> Iterator[str]:
     rows = "H" if gates == 1 else f"{gates}*H"
     out = "P" if projection else "H"
     columns = "I" if first_layer else (out if directions == 1 else f"{directions}*{out}")
     biases = [f"({rows},)", f"({gates + vectors}*H,)" if vectors else f"({rows},)"] if bias else []
-    parts = [f"({rows}, {columns})", f"({rows}, {out})", *biases]
+    parts = [f"({rows}, {columns})", f"({rows}, {out if product else 0})", *biases]
     return iter((parts + ["(P, H)"] * projection) * directions)
 
 
@@ -120,6 +121,7 @@ def check_weights(
     suffix: str = "",
     first_layer: bool = True,
     vectors: int = 0,
+    product: bool = True,
 ) -> None:
     """Raises ShapeError naming the first weight of one layer whose shape is wrong.
 
@@ -128,23 +130,49 @@ def check_weights(
         got: shapes of the weights of one layer, torch's order: w_ih, w_hh, b_ih, b_hh, w_hr per direction.
         I, H, P: sizes of input, hidden state and projection (0 = none).
         vectors: parameters per unit that b_hh holds after the biases.
+        product: whether the cell has a recurrent matrix; w_hh has no columns if not.
     """
     names = weight_names(directions, bias, P > 0, suffix)
     if len(got) != len(names):
         check_count(function, f"weights{suffix}", len(got), f"{len(names)} ({', '.join(names)})")
     if vectors and not bias:
         check_count(function, f"weights{suffix}", len(got), "biases, as b_hh holds the cell's vectors")
-    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer, vectors)
-    shapes = weight_shapes(gates, I, H, P, directions, bias, vectors)
+    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer, vectors, product)
+    shapes = weight_shapes(gates, I, H, P, directions, bias, vectors, product)
     for name, shape, symbol, expected in zip(names, got, symbols, shapes):
         check_shape(function, name, shape, symbol, expected)
 
 
-def lstm_cell(function: str, coupled: bool, peepholes: bool) -> str:
+def lstm_cell(function: str, coupled: bool, peepholes: bool, recurrent_activation: str = "sigmoid") -> str:
     """The name of the cell that an LSTM's options ask for."""
-    if coupled and peepholes:
-        raise ValueError(f"{function}: coupled and peepholes are both True, expected one of them at most")
-    return "lstm_cifg" if coupled else "lstm_peephole" if peepholes else "lstm"
+    hard = _is_hard(function, recurrent_activation)
+    if coupled + peepholes + hard > 1:
+        asked = {"coupled=True": coupled, "peepholes=True": peepholes, "recurrent_activation='hard_sigmoid'": hard}
+        raise ValueError(
+            f"{function}: got {' and '.join(k for k, v in asked.items() if v)}, expected one of them at most: no cell has both"
+        )
+    return "lstm_cifg" if coupled else "lstm_peephole" if peepholes else "lstm_hard" if hard else "lstm"
+
+
+def gru_cell(function: str, reset_after: bool, recurrent_activation: str = "sigmoid") -> str:
+    """The name of the cell that a GRU's options ask for."""
+    hard = "_hard" if _is_hard(function, recurrent_activation) else ""
+    return ("gru" if reset_after else "gru_reset_before") + hard
+
+
+def indrnn_cell(function: str, nonlinearity: str) -> str:
+    """The name of the cell that an IndRNN's options ask for."""
+    if nonlinearity not in ("relu", "tanh"):
+        raise ValueError(f"{function}: nonlinearity is {nonlinearity!r}, expected 'relu' or 'tanh'")
+    return f"indrnn_{nonlinearity}"
+
+
+def _is_hard(function: str, recurrent_activation: str) -> bool:
+    if recurrent_activation not in ("sigmoid", "hard_sigmoid"):
+        raise ValueError(
+            f"{function}: recurrent_activation is {recurrent_activation!r}, expected 'sigmoid' or 'hard_sigmoid'"
+        )
+    return recurrent_activation == "hard_sigmoid"
 
 
 def check_lengths(function: str, lowest: int, highest: int, T: int) -> None:

@@ -7,6 +7,7 @@ over. Only modules of exactly torch's (or fastrnn's) types are replaced: a subcl
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,8 @@ _PAIRS = {
     torch.nn.RNNCell: nn.RNNCell,
 }
 _BACK = {ours: theirs for theirs, ours in _PAIRS.items()}
+# What torch.nn computes; its modules do not have these options.
+_OPTIONS = {"reset_after": True, "coupled": False, "peepholes": False, "recurrent_activation": "sigmoid"}
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}
 
@@ -62,7 +65,7 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
 
     Raises:
         TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True or
-            peepholes=True, an RNN with the sigmoid, or a subclass.
+            peepholes=True, hard-sigmoid gates, an RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
@@ -107,12 +110,9 @@ def _to_fastrnn(module: Module) -> Module | None:
     if kind is None:
         return None
     new = _hand_over(module, kind, _TORCH_ONLY)
-    if kind in (nn.GRU, nn.GRUCell):
-        new.reset_after = True
-    if kind in (nn.LSTM, nn.LSTMCell):
-        new.coupled = False
-    if kind is nn.LSTM:
-        new.peepholes = False
+    for option, value in _OPTIONS.items():
+        if option in inspect.signature(kind).parameters:
+            setattr(new, option, value)
     return new
 
 
@@ -120,7 +120,7 @@ def _to_torch(module: Module) -> Module | None:
     kind = _BACK.get(type(module))
     if kind is None:
         return None
-    new = _hand_over(module, kind, ("reset_after", "coupled", "peepholes", "_gates"))
+    new = _hand_over(module, kind, (*_OPTIONS, "_gates"))
     if isinstance(new, torch.nn.RNNBase):
         new.__dict__["mode"] = module.mode
         new._init_flat_weights()
@@ -138,14 +138,13 @@ def _cannot_convert(module: Module) -> str | None:
 
 
 def _cannot_go_back(module: Module) -> str | None:
-    if isinstance(module, (nn.GRU, nn.GRUCell)) and not module.reset_after:
-        return f"is a {type(module).__name__} with reset_after=False, which torch.nn does not have"
-    if isinstance(module, (nn.LSTM, nn.LSTMCell)) and module.coupled:
-        return f"is a {type(module).__name__} with coupled=True, which torch.nn does not have"
-    if isinstance(module, nn.LSTM) and module.peepholes:
-        return "is a LSTM with peepholes=True, which torch.nn does not have"
+    for option, value in _OPTIONS.items():
+        if isinstance(module, tuple(_BACK)) and (own := getattr(module, option, value)) != value:
+            return f"is a {type(module).__name__} with {option}={own!r}, which torch.nn does not have"
     if isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity not in ("tanh", "relu"):
         return f"is a {type(module).__name__} with nonlinearity={module.nonlinearity!r}, which torch.nn does not have"
+    if isinstance(module, (nn.FastRNN, nn.FastGRNN, nn.IndRNN)):
+        return f"is a {type(module).__name__}, which torch.nn does not have"
     if isinstance(module, tuple(_BACK)) and type(module) not in _BACK:
         return f"is a {type(module).__qualname__}, expected a type of fastrnn.nn itself, not a subclass"
     return None

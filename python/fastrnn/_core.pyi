@@ -15,6 +15,7 @@ class Cell(TypedDict):
     states: int  # S: 1 (h) or 2 (h, c)
     reserve: int  # R: what forward keeps per step for backward, in rows of H rounded up to a multiple of 16
     vectors: int  # V: parameters of each unit besides the matrices, at the end of b_hh
+    product: bool  # whether there is a recurrent matrix
 
 class Plan(TypedDict):
     schedule: str  # "batch_split" or "hidden_split"

@@ -369,7 +369,9 @@ def _weight_gradients(
     for d in range(D):
         to_x, to_h, h = (t.flatten(0, 1).chunk(D, dim=1)[d] for t in (dgx, dgr, h_prev))
         to_x, to_h = to_x.t(), to_h.t()
-        if reserve is None:
+        if not CELLS[recurrence.cell][4]:
+            dw_hh = to_h.new_empty(len(to_h), 0)
+        elif reserve is None:
             dw_hh = to_h @ h
         else:
             early = to_h.shape[0] - module().CELLS[recurrence.cell]["late_gates"] * H

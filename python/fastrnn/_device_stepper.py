@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _checks
 from ._kernels import CELLS
 from ._layer_checks import check_like
-from .functional import Stack, run_batched
+from ._stack import Stack, run_batched
 
 
 class DeviceStepper:

@@ -22,9 +22,9 @@ from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, wei
 from .threads import current as current_threads
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
-# name -> gates, states, reserve slots, vectors
+# name -> gates, states, reserve slots, vectors, product
 CELLS: dict[str, tuple[int, ...]] = {
-    n: (c["gates"], c["states"], c["reserve"], c["vectors"]) for n, c in _core.CELLS.items()
+    n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
 }
 CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
 DTYPES = (torch.float32, torch.float64)
@@ -70,7 +70,7 @@ def five_per_direction(addresses: list[int], n: int) -> list[int]:
 
 @functools.lru_cache(maxsize=256)
 def _weight_table(cell: str, I: int, H: int, P: int, directions: int, n: int) -> list[tuple[tuple[int, ...], int]]:
-    shapes = weight_shapes(CELLS[cell][0], I, H, P, directions, n >= 4, CELLS[cell][3])
+    shapes = weight_shapes(CELLS[cell][0], I, H, P, directions, n >= 4, *CELLS[cell][3:])
     return [(shape, math.prod(shape)) for shape in shapes]
 
 

@@ -103,8 +103,8 @@ def check_layer(
         check_like(function, name, w, x)
     I, H, P = expected or _weight_sizes(function, gates, weights, n, names)
     shapes = [w.shape for w in weights]
-    first, vectors = suffix in ("", "_l0"), CELLS[cell][3]
-    _checks.check_weights(function, gates, shapes, I, H, P, directions, HAS_BIAS[n], suffix, first, vectors)
+    first = suffix in ("", "_l0")
+    _checks.check_weights(function, gates, shapes, I, H, P, directions, HAS_BIAS[n], suffix, first, *CELLS[cell][3:])
     n0, n1, _ = x.shape
     T, B = (n1, n0) if batch_first else (n0, n1)
     _checks.check_size(function, "x", "I", x.shape[2])

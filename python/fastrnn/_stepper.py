@@ -140,12 +140,13 @@ class Stepper:
                 raise dtype_error(
                     "stepper", f"{name}_l{k}", _dtype_name(w), f"{self._dtype} (the dtype of weight_ih_l0)"
                 )
-        gates = _core.CELLS[self._cell]["gates"]
+        info = _core.CELLS[self._cell]
+        gates = info["gates"]
         H, P = w_ih.shape[0] // gates, 0 if w_hr is None else w_hr.shape[0]
         I = w_ih.shape[1] if not self._sizes else self._sizes[-1][2] or self._sizes[-1][1]
         given = [w.shape for w in layer if w is not None]
-        vectors = _core.CELLS[self._cell]["vectors"]
-        check_weights("stepper", gates, given, I, H, P, 1, b_ih is not None, f"_l{k}", k == 0, vectors)
+        bias, first = b_ih is not None, k == 0
+        check_weights("stepper", gates, given, I, H, P, 1, bias, f"_l{k}", first, info["vectors"], info["product"])
         self._sizes.append((I, H, P))
         return [None if w is None else self._arrays.to_numpy(w, self._wide) for w in layer]
 

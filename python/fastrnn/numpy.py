@@ -9,290 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import _core, threads
-from ._checks import (
-    STATE_NAMES,
-    ShapeError,
-    check_lengths,
-    check_rank,
-    check_shape,
-    check_size,
-    check_weights,
-    dtype_error,
-    lstm_cell,
-    type_error,
-    weight_names,
-)
-from ._stepper import Stepper
+from ._checks import check_shape, gru_cell, indrnn_cell, lstm_cell
+from ._numpy_stack import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN"]
-
-_WIDE = {"float32": np.float32, "float64": np.float64, "float16": np.float32}
+__all__ = ["GRU", "LSTM", "RNN", "FastGRNN", "FastRNN", "IndRNN"]
 
 
-def _as_array(function: str, name: str, value: Any) -> np.ndarray:
-    """A weight as a NumPy array; torch tensors are read without importing torch."""
-    if isinstance(value, np.ndarray):
-        return value
-    if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu()
-        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    raise type_error(function, name, value, "a numpy.ndarray or torch.Tensor")
-
-
-def _check_floats(function: str, name: str, array: Any) -> None:
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise type_error(function, name, array, "a numpy.ndarray")
-    if array.dtype.name not in _WIDE:
-        raise dtype_error(function, name, array.dtype, "float32, float64 or float16")
-    if not array.dtype.isnative:
-        hint = f"; use {name}.astype({name}.dtype.newbyteorder('='))"
-        raise dtype_error(
-            function, name, f"{array.dtype.name} in foreign byte order", f"native {array.dtype.name}", hint
-        )
-
-
-class _Recurrent:
-    _function = ""
-    _gates = 0
-
-    def __init__(self, weights: Mapping[str, Any] | Sequence[Any], *, batch_first: bool = False, prefix: str = ""):
-        self.batch_first = batch_first
-        named = self._named(weights) if not isinstance(weights, Mapping) else weights
-        taken = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
-        self._load(taken, prefix)
-
-    @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "", **options: Any) -> Any:
-        """Builds the layer stack from the names and shapes of a torch `state_dict`.
-
-        Args:
-            state_dict: weight_ih_l0, weight_hh_l0, bias_ih_l0, ... -> array or tensor; copied.
-            prefix: of the names, for instance "encoder.rnn."; other names are ignored only when a prefix is given.
-            options: batch_first and those of the class.
-
-        Raises:
-            KeyError: names are missing or unexpected, all listed.
-            ShapeError, DTypeError: a weight does not fit the others.
-        """
-        return cls(dict(state_dict), prefix=prefix, **options)
-
-    @classmethod
-    def from_safetensors(cls, path: Any, prefix: str = "", **options: Any) -> Any:
-        """Reads the weights from a safetensors file (needs the safetensors package); bfloat16 becomes float32."""
-        try:
-            from safetensors import deserialize
-        except ImportError as error:
-            raise ImportError(
-                "from_safetensors needs the safetensors package: pip install fastrnn[safetensors]"
-            ) from error
-        with open(path, "rb") as file:
-            tensors = dict(deserialize(file.read()))
-        named = {k: _from_bytes(cls._function, k, t) for k, t in tensors.items() if k.startswith(prefix)}
-        return cls(named, prefix=prefix, **options)
-
-    @classmethod
-    def from_torch(cls, module: Any) -> Any:
-        """Copies the weights and batch_first of a torch.nn or fastrnn.nn module."""
-        options = {"batch_first": bool(getattr(module, "batch_first", False))}
-        for name in ("nonlinearity", "reset_after", "coupled", "peepholes"):
-            if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
-                options[name] = getattr(module, name)
-        return cls(module.state_dict(), **options)
-
-    def _named(self, weights: Sequence[Any]) -> dict[str, Any]:
-        """Names for a plain list in torch's _flat_weights order of a one-directional stack without projection."""
-        per_layer = 4 if len(weights) > 2 and np.ndim(weights[2]) == 1 else 2
-        parts = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][:per_layer]
-        return {f"{parts[i % per_layer]}_l{i // per_layer}": w for i, w in enumerate(weights)}
-
-    def _load(self, named: dict[str, Any], prefix: str) -> None:
-        f = self._function
-        if "weight_ih_l0" not in named or "weight_hh_l0" not in named:
-            raise KeyError(f"{f}: {prefix}weight_ih_l0 or weight_hh_l0 is missing, got {sorted(named)[:8]}")
-        self.num_layers = sum(f"weight_ih_l{k}" in named for k in range(len(named)))
-        self.bidirectional = "weight_ih_l0_reverse" in named
-        self.bias = "bias_ih_l0" in named
-        projection = "weight_hr_l0" in named
-        D = 2 if self.bidirectional else 1
-        names = [weight_names(D, self.bias, projection, f"_l{k}") for k in range(self.num_layers)]
-        wanted = [n for layer in names for n in layer]
-        missing, unexpected = [n for n in wanted if n not in named], sorted(set(named) - set(wanted))
-        if missing or unexpected:
-            raise KeyError(f"{f}: state_dict lacks {missing} and has unexpected {unexpected}, expected {wanted}")
-        arrays = {n: _as_array(f, n, named[n]) for n in wanted}
-        first = arrays["weight_ih_l0"]
-        for n, a in arrays.items():
-            _check_floats(f, n, a)
-            if a.dtype != first.dtype:
-                raise dtype_error(f, n, a.dtype, f"{first.dtype} (the dtype of weight_ih_l0)")
-        check_rank(f, "weight_ih_l0", first.shape, "(G*H, I)")
-        self.hidden_size, self.input_size = first.shape[0] // self._gates, first.shape[1]
-        self.proj_size = arrays["weight_hr_l0"].shape[0] if projection else 0
-        check_size(f, "weight_ih_l0", "H", self.hidden_size)
-        check_size(f, "weight_ih_l0", "I", self.input_size)
-        out = self.proj_size or self.hidden_size
-        self.dtype = np.dtype(_WIDE[first.dtype.name])
-        self._layers = []
-        for k, layer in enumerate(names):
-            I = D * out if k else self.input_size
-            shapes = [arrays[n].shape for n in layer]
-            sizes, vectors = (I, self.hidden_size, self.proj_size), _core.CELLS[self._cell()]["vectors"]
-            check_weights(f, self._gates, shapes, *sizes, D, self.bias, f"_l{k}", k == 0, vectors)
-            own = [np.array(arrays[n], self.dtype, order="C") for n in layer]
-            self._layers.append(self._five(own, D, projection))
-
-    def _five(self, own: list[np.ndarray], D: int, projection: bool) -> list[np.ndarray | None]:
-        n, five = len(own) // D, []
-        for d in range(D):
-            w = own[d * n : (d + 1) * n]
-            five += [*w[:2], *(w[2:4] if self.bias else (None, None)), w[-1] if projection else None]
-        return five
-
-    def _cell(self) -> str:
-        raise NotImplementedError
-
-    def __call__(self, x: np.ndarray, state: Any = None, lengths: Any = None, reset_mask: Any = None) -> tuple:
-        """Runs whole sequences.
-
-        Args:
-            x: [T, B, I] ([B, T, I] with batch_first) or unbatched [T, I]; float32, float64 or float16, any strides. float16
-                is computed in float32; otherwise the dtype of the weights.
-            state: h0 [L*D, B, P or H], for an LSTM (h0, c0 [L*D, B, H]); without B when unbatched; None for zeros.
-            lengths: [B] integers in [0, T]: y is zero past them, the last state is the state there.
-            reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.
-
-        Returns:
-            y [T, B, D*(P or H)] in the layout of x, and the last state, shaped like `state`.
-
-        Raises:
-            ShapeError, DTypeError: naming the argument, what it is and what is expected.
-        """
-        f = self._function
-        _check_floats(f, "x", x)
-        if np.dtype(_WIDE[x.dtype.name]) != self.dtype:
-            raise dtype_error(f, "x", x.dtype, f"{self.dtype} (the dtype of the weights)")
-        unbatched = x.ndim == 2
-        if not unbatched:
-            check_rank(f, "x", x.shape, "(B, T, I)" if self.batch_first else "(T, B, I)", " or (T, I)")
-        batch_axis = 1 if unbatched or not self.batch_first else 0
-        wide = self._rows(x[:, None] if unbatched else x)
-        wide = wide if batch_axis else wide.transpose(1, 0, 2)
-        T, B, I = wide.shape
-        check_size(f, "x", "T", T)
-        check_shape(f, "x", (I,), "(I,)", (self.input_size,))
-        states = self._states(state, B, unbatched, x.dtype)
-        lengths = self._lengths(lengths, T, B)
-        mask = self._mask(reset_mask, T, B, unbatched)
-        y, last = self._run(wide, states, lengths, mask, batch_axis)
-        if unbatched:
-            y, last = y[:, 0], [s[:, 0] for s in last]
-        y, last = y.astype(x.dtype, copy=False), [s.astype(x.dtype, copy=False) for s in last]
-        return y, tuple(last) if len(last) == 2 else last[0]
-
-    def _rows(self, x: np.ndarray) -> np.ndarray:
-        """x with an aligned, contiguous last dimension in the computing dtype, copied only if it has to be."""
-        whole = all(s % x.itemsize == 0 for s in x.strides)
-        if x.dtype == self.dtype and x.flags.aligned and whole and (x.shape[-1] == 1 or x.strides[-1] == x.itemsize):
-            return x
-        return np.require(x, self.dtype, "CA")
-
-    def _states(self, state: Any, B: int, unbatched: bool, dtype: np.dtype) -> list[np.ndarray]:
-        names = STATE_NAMES[: _core.CELLS[self._cell()]["states"]]
-        rows, out = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
-        if state is None:
-            return [np.zeros((rows, B, w), self.dtype) for w in (out, self.hidden_size)[: len(names)]]
-        values = state if len(names) == 2 else (state,)
-        if not isinstance(values, (tuple, list)) or len(values) != len(names):
-            raise ShapeError(f"{self._function}: state is {type(state).__name__}, expected a pair (h0, c0)")
-        found = []
-        for name, v, width in zip(names, values, (out, self.hidden_size)):
-            _check_floats(self._function, name, v)
-            if v.dtype != dtype:
-                raise dtype_error(self._function, name, v.dtype, f"{dtype} (the dtype of x)")
-            symbols = "(L*D, H)" if unbatched else "(L*D, B, H)"
-            check_shape(self._function, name, v.shape, symbols, (rows, width) if unbatched else (rows, B, width))
-            found.append(np.require(v.reshape(rows, B, width), self.dtype, "CA"))
-        return found
-
-    def _lengths(self, lengths: Any, T: int, B: int) -> np.ndarray | None:
-        if lengths is None:
-            return None
-        array = np.asarray(lengths)
-        if array.dtype.kind not in "iu" and array.size:
-            raise dtype_error(self._function, "lengths", array.dtype, "integers")
-        check_shape(self._function, "lengths", array.shape, "(B,)", (B,))
-        if array.size:
-            check_lengths(self._function, int(array.min()), int(array.max()), T)
-        return np.require(array, np.int64, "CA")
-
-    def _mask(self, mask: Any, T: int, B: int, unbatched: bool) -> np.ndarray | None:
-        if mask is None:
-            return None
-        if not isinstance(mask, np.ndarray):
-            raise type_error(self._function, "reset_mask", mask, "a numpy.ndarray of bool")
-        if mask.dtype != np.bool_:
-            raise dtype_error(self._function, "reset_mask", mask.dtype, "bool")
-        if unbatched:
-            check_shape(self._function, "reset_mask", mask.shape, "(T,)", (T,))
-            return mask[:, None]
-        shape, symbols = ((B, T), "(B, T)") if self.batch_first else ((T, B), "(T, B)")
-        check_shape(self._function, "reset_mask", mask.shape, symbols, shape)
-        return mask.T if self.batch_first else mask
-
-    def _run(
-        self, x: np.ndarray, states: list[np.ndarray], lengths: Any, mask: Any, batch_axis: int
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        cell, D, H, P = self._cell(), 2 if self.bidirectional else 1, self.hidden_size, self.proj_size
-        T, B, _ = x.shape
-        last = [np.empty_like(s) for s in states]
-        for k, weights in enumerate(self._layers):
-            # Allocated in the caller's layout, so that batch_first costs no transposition.
-            width = D * (P or H)
-            y = np.empty((T, B, width), x.dtype) if batch_axis else np.empty((B, T, width), x.dtype).transpose(1, 0, 2)
-            rows = slice(k * D, (k + 1) * D)
-            _core.rnn_forward(
-                cell, x.itemsize, T, B, x.shape[2], H, P, D, x.ctypes.data, *_steps(x),
-                [0 if w is None else w.ctypes.data for w in weights], [s[rows].ctypes.data for s in states],
-                0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
-                *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y),
-                [s[rows].ctypes.data for s in last], 0, "", threads.current(),
-            )  # fmt: skip
-            x = y
-        return (x if batch_axis else x.transpose(1, 0, 2)), last
-
-    def stepper(self, batch_size: int = 1) -> Stepper:
-        """A stepper with copies of these weights: `y = step(x [B, I])`, state kept inside.
-
-        Raises:
-            ValueError: the stack is bidirectional.
-        """
-        if self.bidirectional:
-            raise ValueError(f"{self._function}: stepper() needs one direction, expected no *_reverse weights")
-        return Stepper(self._cell(), [tuple(w) for w in self._layers], batch_size, framework="numpy")
-
-
-def _steps(a: np.ndarray) -> tuple[int, int]:
-    """Strides over t and b in elements."""
-    return a.strides[0] // a.itemsize, a.strides[1] // a.itemsize
-
-
-def _from_bytes(function: str, name: str, tensor: Mapping[str, Any]) -> np.ndarray:
-    """One entry of a safetensors file (little-endian, row-major)."""
-    kind, shape, data = tensor["dtype"], tensor["shape"], bytes(tensor["data"])
-    if kind == "BF16":  # NumPy has no bfloat16: its bits are the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    if kind not in ("F16", "F32", "F64"):
-        raise dtype_error(function, name, kind, "F16, BF16, F32 or F64")
-    return np.frombuffer(data, f"<f{int(kind[1:]) // 8}").reshape(shape)
-
-
-class LSTM(_Recurrent):
+class LSTM(Recurrent):
     """LSTM stack on NumPy arrays (torch.nn.LSTM's weights, gate order i f g o, projection included).
 
     Args:
@@ -302,6 +29,7 @@ class LSTM(_Recurrent):
         coupled: True for f = 1 - i (CIFG), gate order i g o.
         peepholes: True for gates that see the cell state: weight_peephole_l{k} [3*H] of i, f, o in a state_dict; in a
             list b_hh is [7*H] and ends with them.
+        recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1).
     """
 
     _function, _gates = "lstm", 4
@@ -314,45 +42,53 @@ class LSTM(_Recurrent):
         prefix: str = "",
         coupled: bool = False,
         peepholes: bool = False,
+        recurrent_activation: str = "sigmoid",
     ):
         self.coupled, self.peepholes = bool(coupled), bool(peepholes)
+        self.recurrent_activation = recurrent_activation
         self._gates = 3 if coupled else 4
         super().__init__(weights, batch_first=batch_first, prefix=prefix)
 
     def _cell(self) -> str:
-        return lstm_cell("lstm", self.coupled, self.peepholes)
+        return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation)
 
-    def _load(self, named: dict[str, Any], prefix: str) -> None:
-        named = dict(named)
-        for name in [n for n in named if n.startswith("weight_peephole_l")] if self.peepholes else ():
-            end, peephole = name.removeprefix("weight_peephole"), _as_array("lstm", name, named.pop(name))
-            for part in ("bias_ih", "bias_hh"):
-                named.setdefault(part + end, np.zeros(4 * (peephole.size // 3), peephole.dtype))
-            named["bias_hh" + end] = np.concatenate(
-                (_as_array("lstm", "bias_hh" + end, named["bias_hh" + end]), peephole)
-            )
-        super()._load(named, prefix)
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self.peepholes or "weight_peephole" not in own:
+            return own
+        peephole = own.pop("weight_peephole")
+        zeros = np.zeros(4 * (peephole.size // 3), peephole.dtype)
+        biases = [own.get(name, zeros) for name in ("bias_ih", "bias_hh")]
+        return own | {"bias_ih": biases[0], "bias_hh": np.concatenate((biases[1], peephole))}
 
 
-class GRU(_Recurrent):
+class GRU(Recurrent):
     """GRU stack on NumPy arrays (gate order r z n).
 
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
+        recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
     """
 
     _function, _gates = "gru", 3
 
-    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = "", reset_after: bool = True):
-        self.reset_after = bool(reset_after)
+    def __init__(
+        self,
+        weights: Any,
+        *,
+        batch_first: bool = False,
+        prefix: str = "",
+        reset_after: bool = True,
+        recurrent_activation: str = "sigmoid",
+    ):
+        self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
         super().__init__(weights, batch_first=batch_first, prefix=prefix)
 
     def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+        return gru_cell("gru", self.reset_after, self.recurrent_activation)
 
 
-class RNN(_Recurrent):
+class RNN(Recurrent):
     """Elman RNN stack on NumPy arrays.
 
     Args:
@@ -370,3 +106,82 @@ class RNN(_Recurrent):
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
+
+
+class _Family(Recurrent):
+    _gates = 1
+
+    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = ""):
+        super().__init__(weights, batch_first=batch_first, prefix=prefix)
+
+    def _cell(self) -> str:
+        return self._function
+
+
+class FastRNN(_Family):
+    """FastRNN stack on NumPy arrays (Kusupati et al. 2018); the parameters of fastrnn.nn.FastRNN.
+
+    Args:
+        weights: a state_dict; copied. Or a list in the order of fastrnn.functional.fastrnn.
+        batch_first, prefix: as in LSTM.
+    """
+
+    _function = "fastrnn"
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "alpha" not in own:
+            return own
+        bias, *scales = (own.pop(name) for name in ("bias", "alpha", "beta"))
+        return own | {"bias_ih": bias, "bias_hh": _vectors(bias, [np.zeros_like(bias)], scales)}
+
+
+class FastGRNN(_Family):
+    """FastGRNN stack on NumPy arrays (Kusupati et al. 2018); the parameters of fastrnn.nn.FastGRNN.
+
+    Args:
+        weights: a state_dict; copied. Or a list in the order of fastrnn.functional.fastgrnn.
+        batch_first, prefix: as in LSTM.
+    """
+
+    _function = "fastgrnn"
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "zeta" not in own:
+            return own
+        gate, update, *scales = (own.pop(name) for name in ("bias_gate", "bias_update", "zeta", "nu"))
+        return own | {"bias_ih": update, "bias_hh": _vectors(update, [np.zeros_like(update), gate - update], scales)}
+
+
+class IndRNN(_Family):
+    """IndRNN stack on NumPy arrays (Li et al. 2018); the parameters of fastrnn.nn.IndRNN.
+
+    Args:
+        weights: a state_dict; copied.
+        batch_first, prefix: as in LSTM.
+        nonlinearity: "relu" or "tanh".
+    """
+
+    _function = "indrnn"
+
+    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = "", nonlinearity: str = "relu"):
+        self.nonlinearity = nonlinearity
+        indrnn_cell("indrnn", nonlinearity)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix)
+
+    def _cell(self) -> str:
+        return indrnn_cell("indrnn", self.nonlinearity)
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        u, bias = (own.pop(name, np.zeros(0, np.float32)) for name in ("weight_hh", "bias"))
+        check_shape("indrnn", f"weight_hh{end}", u.shape, "(H,)", own["weight_ih"].shape[:1])
+        return own | {
+            "weight_hh": np.zeros((u.size, 0), u.dtype),
+            "bias_ih": bias,
+            "bias_hh": np.concatenate((np.zeros_like(u), u)),
+        }
+
+
+def _vectors(bias: np.ndarray, first: list[np.ndarray], scales: list[np.ndarray]) -> np.ndarray:
+    """b_hh of a cell that ends with vectors: those given, then the sigmoid of each scalar for every unit."""
+    wide = [np.full(bias.shape, 1 / (1 + np.exp(-s.astype(np.float64))), bias.dtype) for s in scales]
+    return np.concatenate((*first, *wide))

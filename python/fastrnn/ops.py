@@ -102,7 +102,7 @@ def rnn_layer(
     """Runs one recurrent layer; differentiable, traceable.
 
     Args:
-        cell: one of CELLS: rnn_tanh, rnn_relu, rnn_sigmoid, lstm, gru, gru_reset_before.
+        cell: one of CELLS, the names of csrc/cells/all.h.
         x: [T, B, I], or [B, T, I] with batch_first; float32 or float64, on CUDA also bfloat16 or float16; any strides.
         weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] (both or none), w_hr [P, H] (LSTM
             with projection only); the dtype of x.

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 State = tuple[Tensor, ...]
+Activation = Callable[[Tensor], Tensor]
 
 
-def _rnn(activation: Callable[[Tensor], Tensor]) -> Callable[..., State]:
+def _rnn(activation: Activation) -> Callable[..., State]:
     """Elman 1990: h' = activation(x + W h + b)."""
 
     def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
@@ -27,12 +28,21 @@ def _rnn(activation: Callable[[Tensor], Tensor]) -> Callable[..., State]:
     return cell
 
 
-def lstm(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    """clip(x/6 + 1/2, 0, 1). torch's hardsigmoid has a derivative of float32 accuracy, also in float64."""
+    return (x / 6 + 0.5).clamp(0, 1)
+
+
+def _lstm(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; gates i f g o."""
-    h, c = state
-    i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+        h, c = state
+        i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
+        c = gate(f) * c + gate(i) * g.tanh()
+        return gate(o) * c.tanh(), c
+
+    return cell
 
 
 def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
@@ -55,36 +65,81 @@ def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State
     return (o + po * new).sigmoid() * new.tanh(), new
 
 
-def gru(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+def _gru(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
-    (h,) = state
-    xr, xz, xn = x.chunk(3, -1)
-    hr, hz, hn = linear(h, w, b).chunk(3, -1)
-    r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
-    n = (xn + r * hn).tanh()
-    return (n + z * (h - n),)
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+        (h,) = state
+        xr, xz, xn = x.chunk(3, -1)
+        hr, hz, hn = linear(h, w, b).chunk(3, -1)
+        r, z = gate(xr + hr), gate(xz + hz)
+        n = (xn + r * hn).tanh()
+        return (n + z * (h - n),)
+
+    return cell
 
 
-def gru_reset_before(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+def _gru_reset_before(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Cho et al. 2014, equations 5-8: the reset gate multiplies h before the recurrent product; gates r z n."""
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+        (h,) = state
+        xr, xz, xn = x.chunk(3, -1)
+        wr, wz, wn = w.chunk(3)
+        br, bz, bn = (None,) * 3 if b is None else b.chunk(3)
+        r, z = gate(xr + linear(h, wr, br)), gate(xz + linear(h, wz, bz))
+        n = (xn + linear(r * h, wn, bn)).tanh()
+        return (n + z * (h - n),)
+
+    return cell
+
+
+def fastrnn(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+    """Kusupati et al. 2018, section 3.1: h' = alpha n + beta h. b: [3*H], after the bias alpha and beta."""
     (h,) = state
-    xr, xz, xn = x.chunk(3, -1)
-    wr, wz, wn = w.chunk(3)
-    br, bz, bn = (None,) * 3 if b is None else b.chunk(3)
-    r, z = (xr + linear(h, wr, br)).sigmoid(), (xz + linear(h, wz, bz)).sigmoid()
-    n = (xn + linear(r * h, wn, bn)).tanh()
-    return (n + z * (h - n),)
+    bias, alpha, beta = b.chunk(3)
+    return (alpha * (x + linear(h, w, bias)).tanh() + beta * h,)
+
+
+def fastgrnn(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+    """Kusupati et al. 2018, section 3.2: h' = (zeta (1 - z) + nu) n + z h.
+
+    b: [4*H], the candidate's bias, what the gate's bias is above it, zeta and nu.
+    """
+    (h,) = state
+    bias, more, zeta, nu = b.chunk(4)
+    a = x + linear(h, w, bias)
+    z = (a + more).sigmoid()
+    return ((zeta * (1 - z) + nu) * a.tanh() + z * h,)
+
+
+def _indrnn(activation: Activation) -> Callable[..., State]:
+    """Li et al. 2018: h' = f(x + b + u h), element by element. w: [H, 0]; b: [2*H], the bias and u."""
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+        (h,) = state
+        bias, u = b.chunk(2)
+        return (activation(x + linear(h[:, :0], w, bias) + u * h),)
+
+    return cell
 
 
 CELLS: dict[str, Callable[..., State]] = {
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
     "rnn_sigmoid": _rnn(torch.sigmoid),
-    "lstm": lstm,
+    "lstm": _lstm(),
+    "lstm_hard": _lstm(_hard_sigmoid),
     "lstm_cifg": lstm_cifg,
     "lstm_peephole": lstm_peephole,
-    "gru": gru,
-    "gru_reset_before": gru_reset_before,
+    "gru": _gru(),
+    "gru_hard": _gru(_hard_sigmoid),
+    "gru_reset_before": _gru_reset_before(),
+    "gru_reset_before_hard": _gru_reset_before(_hard_sigmoid),
+    "fastrnn": fastrnn,
+    "fastgrnn": fastgrnn,
+    "indrnn_tanh": _indrnn(torch.tanh),
+    "indrnn_relu": _indrnn(torch.relu),
 }
 STATES = {name: 2 if name.startswith("lstm") else 1 for name in CELLS}
 
@@ -159,7 +214,7 @@ def layer(
     parts = split_weights(weights, directions)
     if states is None:
         w_hh, w_hr = parts[0][1], parts[0][4]
-        out = w_hh.shape[1]
+        out = w_hh.shape[1] or w_hh.shape[0]  # an IndRNN's is [H, 0]
         sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None

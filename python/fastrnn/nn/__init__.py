@@ -10,6 +10,7 @@ parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 from . import init
 from .attention import AdditiveAttention, BahdanauAttention
 from .cells import GRUCell, LSTMCell, RNNCell
+from .family import FastGRNN, FastRNN, IndRNN
 from .layers import GRU, LSTM, RNN
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "RNN",
     "AdditiveAttention",
     "BahdanauAttention",
+    "FastGRNN",
+    "FastRNN",
     "GRUCell",
+    "IndRNN",
     "LSTMCell",
     "RNNCell",
     "init",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from .. import _checks
-from ..functional import Stack, as_pair, as_single, run_batched
+from .._stack import Stack, as_pair, as_single, run_batched
 from ..ops import try_step
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
@@ -91,12 +91,14 @@ class _Cell(Module):
         """The options that differ from their defaults, as torch prints them."""
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"bias": True, "reset_after": True, "nonlinearity": "tanh", "coupled": False}
+        defaults["recurrent_activation"] = "sigmoid"
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
 
 
 class LSTMCell(_Cell):
-    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])), with `coupled` as in LSTM.
+    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])), with `coupled` and `recurrent_activation` as in
+    LSTM.
 
     Example:
         >>> h, c = LSTMCell(3, 4)(torch.ones(2, 3))
@@ -113,13 +115,15 @@ class LSTMCell(_Cell):
         dtype: Any = None,
         *,
         coupled: bool = False,
+        recurrent_activation: str = "sigmoid",
     ):
+        _checks.lstm_cell("LSTMCell", coupled, False, recurrent_activation)
         self._gates = 3 if coupled else 4
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.coupled = bool(coupled)
+        self.coupled, self.recurrent_activation = bool(coupled), recurrent_activation
 
     def _cell(self) -> str:
-        return "lstm_cifg" if self.coupled else "lstm"
+        return _checks.lstm_cell("LSTMCell", self.coupled, False, self.recurrent_activation)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step: input [B, I] or [I], hx a pair of [B, H] or [H] (None for zeros) -> the new pair."""
@@ -128,7 +132,7 @@ class LSTMCell(_Cell):
 
 
 class GRUCell(_Cell):
-    """Drop-in for torch.nn.GRUCell, with reset_after as in GRU.
+    """Drop-in for torch.nn.GRUCell, with `reset_after` and `recurrent_activation` as in GRU.
 
     Example:
         >>> h = GRUCell(3, 4)(torch.ones(2, 3))
@@ -145,12 +149,14 @@ class GRUCell(_Cell):
         dtype: Any = None,
         *,
         reset_after: bool = True,
+        recurrent_activation: str = "sigmoid",
     ):
+        _checks.gru_cell("GRUCell", reset_after, recurrent_activation)
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.reset_after = bool(reset_after)
+        self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
 
     def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+        return _checks.gru_cell("GRUCell", self.reset_after, self.recurrent_activation)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: input [B, I] or [I], hx [B, H] or [H] (None for zeros) -> the new h."""

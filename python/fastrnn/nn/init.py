@@ -22,7 +22,7 @@ def _layers(module: Module) -> Iterator[tuple[Module, str, int]]:
     """Each recurrent module in `module`, the end of the names of one of its layers, and its gates."""
     for m in module.modules():
         for name, weight in list(m.named_parameters(recurse=False)):
-            if _RECURRENT.match(name) and hasattr(m, "hidden_size"):
+            if _RECURRENT.match(name) and weight.ndim == 2 and hasattr(m, "hidden_size"):
                 yield m, name.removeprefix("weight_hh"), weight.shape[0] // m.hidden_size
 
 

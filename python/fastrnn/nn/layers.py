@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from ..functional import Stack, as_pair, as_single, run
+from .._stack import Stack, as_pair, as_single, run
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
 
@@ -20,7 +20,6 @@ class _Recurrent(Module):
 
     _function: str
     _gates: int
-    _hidden_biases = 0  # weights of a direction that _flat_weights makes up
 
     def __init__(
         self,
@@ -34,7 +33,9 @@ class _Recurrent(Module):
         proj_size: int,
         device: Any,
         dtype: Any,
+        **options: Any,
     ) -> None:
+        """options: attributes that the subclass needs before the parameters are made."""
         super().__init__()
         check_options(
             type(self).__name__, num_layers, dropout, proj_size, input_size=input_size, hidden_size=hidden_size,
@@ -48,18 +49,34 @@ class _Recurrent(Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        for name, value in options.items():
+            setattr(self, name, value)
         directions = 2 if bidirectional else 1
         self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
             width = directions * (proj_size or hidden_size) if layer else input_size
-            names = _checks.weight_names(directions, bias, proj_size > 0, f"_l{layer}")
-            shapes = _checks.weight_shapes(self._gates, width, hidden_size, proj_size, directions, bias)
-            for name, shape in zip(names, shapes):
-                self.register_parameter(name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
-            n = len(names) // directions
-            self._all_weights += [names[d * n : (d + 1) * n] for d in range(directions)]
+            for end in ("", "_reverse")[:directions]:
+                shapes = {f"{name}_l{layer}{end}": shape for name, shape in self._shapes(width).items()}
+                for name, shape in shapes.items():
+                    self.register_parameter(name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._all_weights.append(list(shapes))
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self.reset_parameters()
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """The parameters of one direction of a layer with inputs of `width`, without the ends of their names."""
+        names = _checks.weight_names(1, self.bias, self.proj_size > 0)
+        return dict(
+            zip(names, _checks.weight_shapes(self._gates, width, self.hidden_size, self.proj_size, 1, self.bias))
+        )
+
+    def _derived(self) -> bool:
+        """Whether the kernels take something else than the parameters themselves."""
+        return False
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        """w_ih, w_hh, b_ih, b_hh and w_hr, made of one direction's parameters; asked only if _derived()."""
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """Initialises every parameter uniformly in +-1/sqrt(hidden_size)."""
@@ -81,9 +98,13 @@ class _Recurrent(Module):
     def _weights(self) -> list[Tensor]:
         own = self._parameters
         try:
-            return [own[name] for name in self._flat_weights_names]
+            flat = [own[name] for name in self._flat_weights_names]
         except KeyError:  # parametrized, or replaced by a plain tensor
-            return [getattr(self, name) for name in self._flat_weights_names]
+            flat = [getattr(self, name) for name in self._flat_weights_names]
+        if not self._derived():
+            return flat
+        n = len(self._all_weights[0])
+        return [w for k in range(0, len(flat), n) for w in self._for_kernels(flat[k : k + n])]
 
     @property
     def mode(self) -> str:
@@ -100,7 +121,7 @@ class _Recurrent(Module):
             self._cell(),
             self.num_layers,
             directions,
-            len(self._all_weights[0]) + self._hidden_biases,
+            4 + (self.proj_size > 0) if self._derived() else len(self._all_weights[0]),
             (self.input_size, self.hidden_size, self.proj_size),
             self.batch_first,
             self.dropout,
@@ -140,6 +161,7 @@ class _Recurrent(Module):
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
+            "recurrent_activation": "sigmoid",
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
@@ -155,6 +177,8 @@ class LSTM(_Recurrent):
             have three gates i g o, a quarter less of everything.
         peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): one more parameter for each layer
             and direction, weight_peephole_l{k} [3*H], of the gates i, f and o.
+        recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3); the gates of Keras 2
+            and ONNX, clip(0.2 x + 1/2, 0, 1), are these with the weights and biases of i, f and o times 1.2.
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -177,38 +201,28 @@ class LSTM(_Recurrent):
         *,
         coupled: bool = False,
         peepholes: bool = False,
+        recurrent_activation: str = "sigmoid",
     ) -> None:
-        _checks.lstm_cell("LSTM", coupled, peepholes)
+        _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation)
         self._gates = 3 if coupled else 4
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        )
-        self.coupled, self.peepholes = bool(coupled), bool(peepholes)
-        for name in self._peephole_names() if peepholes else ():
-            self.register_parameter(name, Parameter(torch.empty(3 * hidden_size, device=device, dtype=dtype)))
-        if peepholes:
-            self.reset_parameters()
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
+            coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
+        )  # fmt: skip
 
     def _cell(self) -> str:
-        return _checks.lstm_cell("LSTM", self.coupled, self.peepholes)
+        return _checks.lstm_cell("LSTM", self.coupled, self.peepholes, self.recurrent_activation)
 
-    @property
-    def _hidden_biases(self) -> int:
-        return 2 if self.peepholes and not self.bias else 0
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        return super()._shapes(width) | ({"weight_peephole": (3 * self.hidden_size,)} if self.peepholes else {})
 
-    def _peephole_names(self) -> list[str]:
-        return [names[0].replace("weight_ih", "weight_peephole") for names in self._all_weights]
+    def _derived(self) -> bool:
+        return self.peepholes
 
-    def _weights(self) -> list[Tensor]:
-        flat = super()._weights()
-        if not self.peepholes:
-            return flat
-        n, found = len(self._all_weights[0]), []
-        for k, name in enumerate(self._peephole_names()):
-            w_ih, w_hh, *rest = flat[k * n : (k + 1) * n]
-            b_ih, b_hh = rest[:2] if self.bias else (w_ih.new_zeros(w_ih.shape[0]),) * 2
-            found += [w_ih, w_hh, b_ih, torch.cat((b_hh, getattr(self, name))), *rest[2 * self.bias :]]
-        return found
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        w_ih, w_hh, *rest, peephole = own
+        b_ih, b_hh = rest[:2] if self.bias else (w_ih.new_zeros(w_ih.shape[0]),) * 2
+        return [w_ih, w_hh, b_ih, torch.cat((b_hh, peephole)), *rest[2 * self.bias :]]
 
     def forward(
         self,
@@ -256,7 +270,8 @@ class GRU(_OneState):
 
     Args:
         reset_after: True as torch and cuDNN; False applies the reset gate before the recurrent product (Cho et al.
-            2014). The other arguments are those of torch.nn.GRU.
+            2014).
+        recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM. The other arguments are those of torch.nn.GRU.
 
     Example:
         >>> y, h = GRU(3, 4, reset_after=False)(torch.ones(5, 2, 3))
@@ -275,16 +290,19 @@ class GRU(_OneState):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        recurrent_activation: str = "sigmoid",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        _checks.gru_cell("GRU", reset_after, recurrent_activation)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         self.reset_after = bool(reset_after)
+        self.recurrent_activation = recurrent_activation
 
     def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+        return _checks.gru_cell("GRU", self.reset_after, self.recurrent_activation)
 
 
 class RNN(_OneState):

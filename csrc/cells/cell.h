@@ -1,8 +1,16 @@
 #pragma once
-// How the schedules call a cell: with the parameter vectors of its units, if it has any.
+// What a cell may leave unsaid, and how the schedules call it.
 #include "math.h"
 
 namespace fastrnn {
+struct CellDefaults {
+  static constexpr int kLateGates = 0;           // gates whose product waits for the others, see gru_reset_before.h
+  static constexpr int kVectors = 0;             // parameters of each unit besides the matrices, see lstm_peephole.h
+  static constexpr bool kReadsH = false;         // forward() and backward() read s[0]
+  static constexpr bool kSharedGateGrad = true;  // dx == dr
+  static constexpr bool kProduct = true;         // there is a recurrent matrix; else r is the bias, see indrnn.h
+};
+
 template <class Cell, class V>
 FASTRNN_HD void cell_forward(const V* x, const V* r, const V* s, const V* p, V* s_new, V* saved) {
   if constexpr (Cell::kVectors > 0)

@@ -1,0 +1,286 @@
+"""A stack of recurrent layers over x in any of its forms: batched, unbatched, packed, narrow; each layer is one
+ops.rnn_layer(). The modules of fastrnn.nn and the functions of fastrnn.functional are thin coats of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as _dropout
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import _backends, _checks
+from ._kernels import CELLS
+from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
+from .ops import rnn_layer
+
+State = tuple[Tensor, ...]
+_autocast_enabled = torch.is_autocast_enabled
+
+
+class Stack(NamedTuple):
+    """What a call needs to know besides tensors; modules make it once."""
+
+    function: str  # for errors
+    cell: str
+    layers: int
+    directions: int
+    per_direction: int  # weights: w_ih, w_hh, then b_ih, b_hh, then w_hr
+    sizes: tuple[int, int, int]  # I, H, P
+    batch_first: bool
+    dropout: float
+    suffix: str = "_l0"  # of the first layer's names; empty for a cell module
+
+
+def as_pair(function: str, state: object) -> State | None:
+    """The LSTM's state as a pair, or the error that torch.nn.LSTM leaves to chance."""
+    if state is None:
+        return None
+    if not isinstance(state, (tuple, list)):
+        raise _checks.type_error(function, "state", state, "a pair (h0, c0)")
+    if len(state) != 2:
+        _checks.check_count(function, "state", len(state), "2: (h0, c0)")
+    return tuple(state)
+
+
+def as_single(function: str, state: object) -> State | None:
+    """The one state of a GRU or RNN as a tuple, like the LSTM's."""
+    if state is None:
+        return None
+    if not isinstance(state, Tensor):
+        raise _checks.type_error(function, "state", state, "a torch.Tensor h0")
+    return (state,)
+
+
+def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
+    """The weights of an IndRNN as its kernel takes them: w_hh without columns, and u at the end of b_hh."""
+    for name, t in (("weight_ih", w_ih), ("weight_hh", u), ("bias", bias)):
+        if not isinstance(t, Tensor):
+            raise _checks.type_error("indrnn", name, t, "a torch.Tensor")
+    H = w_ih.shape[0] if w_ih.ndim else 0
+    _checks.check_shape("indrnn", "weight_hh", u.shape, "(H,)", (H,))
+    _checks.check_shape("indrnn", "bias", bias.shape, "(H,)", (H,))
+    return [w_ih, w_ih.new_empty(H, 0), bias, torch.cat((torch.zeros_like(u), u))]
+
+
+def infer_stack(
+    function: str, cell: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
+) -> Stack:
+    """Layers, biases, projection and sizes, as the list of weights has them."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{function}: dropout is {dropout}, expected a probability in [0, 1]")
+    gates, D = CELLS[cell][0], 2 if bidirectional else 1
+    for i, w in enumerate(weights):
+        if not isinstance(w, Tensor):
+            raise _checks.type_error(function, f"weights[{i}]", w, "a torch.Tensor")
+    if len(weights) < 2 or weights[0].ndim != 2 or weights[1].ndim != 2:
+        got = [tuple(w.shape) for w in weights[:2]]
+        raise _checks.ShapeError(
+            f"{function}: weights begins with shapes {got}, expected w_ih (G*H, I) and w_hh (G*H, H), G = {gates}"
+        )
+    n = 4 if len(weights) > 2 and weights[2].ndim == 1 else 2
+    rows = weights[0].shape[0]
+    projected = CELLS[cell][1] == 2 and len(weights) > n and weights[n].ndim == 2 and weights[n].shape[0] != rows
+    n += projected
+    if len(weights) % (n * D):
+        _checks.check_count(function, "weights", len(weights), f"a multiple of {n * D}: {n} for each direction")
+    if not rows or rows % gates:
+        shape = tuple(weights[0].shape)
+        raise _checks.ShapeError(
+            f"{function}: weight_ih_l0 has shape {shape}, expected G*H = a multiple of {gates} rows"
+        )
+    sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
+    return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout))
+
+
+def run(
+    stack: Stack,
+    x: Tensor | PackedSequence,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, State]:
+    """The stack over x in any of its forms: batched, unbatched or packed."""
+    if isinstance(x, Tensor) and x.ndim == 3:
+        if lengths is not None:
+            lengths = _as_lengths(stack.function, lengths, x)
+        return run_batched(stack, x, states, weights, training, lengths, reset_mask)
+    if isinstance(x, PackedSequence):
+        return _run_packed(stack, x, states, weights, training, lengths, reset_mask)
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        check_input(stack.function, x, "(B, T, I)" if stack.batch_first else "(T, B, I)", " or (T, I)")
+    if lengths is not None:
+        raise _checks.ShapeError(f"{stack.function}: lengths is given, expected none with unbatched x (T, I)")
+    if states is not None:
+        _, H, P = stack.sizes
+        rows = stack.layers * stack.directions
+        for name, s, width, symbol in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
+            check_like(stack.function, name, s, x)
+            _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
+        states = tuple(s.unsqueeze(1) for s in states)
+    if reset_mask is not None:
+        if isinstance(reset_mask, Tensor):
+            _checks.check_shape(stack.function, "reset_mask", reset_mask.shape, "(T,)", x.shape[:1])
+            reset_mask = reset_mask.unsqueeze(1)
+    y, last = run_batched(
+        stack._replace(batch_first=False), x.unsqueeze(1), states, weights, training, None, reset_mask
+    )
+    return y.squeeze(1), tuple(s.squeeze(1) for s in last)
+
+
+def _as_lengths(function: str, lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """lengths as a tensor beside x, whatever they came as; values are checked where they are read."""
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise _checks.type_error(function, "lengths", lengths, "integers [B]") from None
+        if not lengths.numel():
+            lengths = lengths.long()
+    return lengths.to(x.device)
+
+
+def _run_packed(
+    stack: Stack,
+    packed: PackedSequence,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: object,
+    reset_mask: Tensor | None,
+) -> tuple[PackedSequence, State]:
+    """Runs the rows in the sequence's own (sorted) order, as a ragged batch."""
+    f = stack.function
+    if lengths is not None:
+        raise _checks.ShapeError(f"{f}: lengths is given, expected none with a PackedSequence")
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    check_input(f, data, "(sum of lengths, I)", name="x.data")
+    rows = batch_sizes.tolist()
+    if not rows or rows[-1] < 1 or any(a < b for a, b in zip(rows, rows[1:])) or sum(rows) != data.shape[0]:
+        raise _checks.ShapeError(
+            f"{f}: x.batch_sizes is {_short(rows)}, expected positive sizes, none above the one before, "
+            f"of sum {data.shape[0]} (rows of x.data)"
+        )
+    x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=stack.batch_first)
+    if (
+        reset_mask is not None
+        and sorted_indices is not None
+        and isinstance(reset_mask, Tensor)
+        and reset_mask.ndim == 2
+    ):
+        reset_mask = reset_mask.index_select(0 if stack.batch_first else 1, sorted_indices)
+    if states is not None:
+        _check_whole_states(stack, x, states)
+        if sorted_indices is not None:
+            states = tuple(s.index_select(1, sorted_indices) for s in states)
+    y, last = run_batched(stack, x, states, weights, training, lengths.to(x.device), reset_mask)
+    if unsorted_indices is not None:
+        last = tuple(s.index_select(1, unsorted_indices) for s in last)
+    data = pack_padded_sequence(y, lengths, batch_first=stack.batch_first).data
+    return PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), last
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ...]"
+
+
+def _check_whole_states(stack: Stack, x: Tensor, states: State) -> None:
+    _, H, P = stack.sizes
+    B = x.shape[0 if stack.batch_first else 1]
+    check_states(stack.function, stack.cell, x, states, stack.layers * stack.directions, B, H, P, "L*D")
+
+
+def run_batched(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """The stack over x [T, B, I] ([B, T, I] with batch_first), whatever its dtype."""
+    if _autocast_enabled("cuda" if x.is_cuda else "cpu") or (
+        x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
+    ):
+        return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
+    if stack.layers == 1:
+        function, cell, _, D, _, sizes, batch_first, _, suffix = stack
+        return rnn_layer(
+            cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
+            suffix=suffix, expected=sizes,
+        )  # fmt: skip
+    return _run_layers(stack, x, states, weights, training, lengths, reset_mask)
+
+
+def _run_layers(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor, State]:
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix = stack
+    if states is not None:
+        check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
+        _check_whole_states(stack, x, states)
+    n *= D
+    lasts = []
+    for k in range(L):
+        if k and p and training:
+            x = _dropout(x, p)
+        x, last = rnn_layer(
+            cell, x, weights[k * n : (k + 1) * n],
+            None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
+            lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
+            suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
+        )  # fmt: skip
+        lasts.append(last)
+    return x, tuple(torch.cat(s) for s in zip(*lasts))
+
+
+def _run_narrow(
+    stack: Stack,
+    x: Tensor,
+    states: State | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor, State]:
+    """Autocast, and dtypes that the kernels of the device lack: round to the narrow dtype, then compute in one that the
+    kernels have, with the state in float32, and round y."""
+    f = stack.function
+    check_input(f, x, "(B, T, I)" if stack.batch_first else "(T, B, I)")
+    names = [
+        name
+        for k in range(stack.layers)
+        for name in _checks.weight_names(
+            stack.directions, stack.per_direction >= 4, bool(stack.per_direction & 1), f"_l{k}" if k else stack.suffix
+        )
+    ]
+    named = [*zip(names, weights), *zip(_checks.STATE_NAMES, states or ())]
+    dtype, device = x.dtype, "cuda" if x.is_cuda else "cpu"
+    if _autocast_enabled(device) and dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        for name, t in named:  # as torch does, autocast leaves float64 alone
+            if isinstance(t, Tensor) and (t.dtype is torch.float64 or not t.dtype.is_floating_point):
+                raise _checks.dtype_error(f, name, t.dtype, f"{x.dtype} (the dtype of x) or one that autocast converts")
+    else:
+        for name, t in named:
+            check_like(f, name, t, x)
+    wide = dtype if dtype in _backends.kernels_of(x).DTYPES else torch.float32
+
+    def widen(t: Tensor) -> Tensor:
+        return t.to(dtype).to(wide) if isinstance(t, Tensor) else t
+
+    states = None if states is None else tuple(widen(s) for s in states)
+    y, last = _run_layers(stack, widen(x), states, [widen(w) for w in weights], training, lengths, reset_mask)
+    return y.to(dtype), tuple(s.to(dtype) for s in last)

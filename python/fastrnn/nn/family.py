@@ -1,0 +1,167 @@
+"""FastRNN, FastGRNN and IndRNN over whole sequences: small cells with more than matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._stack import as_indrnn
+from .layers import _OneState
+
+
+class _Family(_OneState):
+    """A cell whose parameters are not laid out as torch's; see FastRNN for the arguments."""
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, True, batch_first, dropout, bidirectional, 0, device, dtype, **options
+        )
+
+    def _derived(self) -> bool:
+        return True
+
+    def _cell(self) -> str:
+        return self._function
+
+    def _fill(self, value: float, *names: str) -> None:
+        """Sets the parameters of every layer and direction that have these names."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.partition("_l")[0] in names:
+                    parameter.fill_(value)
+
+
+class FastRNN(_Family):
+    """FastRNN (Kusupati et al. 2018, arXiv 1901.02358): a residual connection with two learned scalars.
+
+        n = tanh(W x + U h + b)    h' = sigmoid(alpha) n + sigmoid(beta) h
+
+    Parameters of each layer and direction: weight_ih [H, I], weight_hh [H, H], bias [H], alpha [1] and beta [1].
+
+    Args:
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as torch.nn.RNN.
+
+    Example:
+        >>> y, h = FastRNN(3, 4)(torch.ones(5, 2, 3))
+    """
+
+    _function = "fastrnn"
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        H = self.hidden_size
+        return {"weight_ih": (H, width), "weight_hh": (H, H), "bias": (H,), "alpha": (1,), "beta": (1,)}
+
+    def reset_parameters(self) -> None:
+        """Matrices and bias uniform in +-1/sqrt(H); alpha -3 and beta 3, as the authors do: almost the identity."""
+        super().reset_parameters()
+        self._fill(-3.0, "alpha")
+        self._fill(3.0, "beta")
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        w_ih, w_hh, bias, alpha, beta = own
+        scales = [s.sigmoid().expand(self.hidden_size) for s in (alpha, beta)]
+        return [w_ih, w_hh, bias, torch.cat((torch.zeros_like(bias), *scales))]
+
+
+class FastGRNN(_Family):
+    """FastGRNN (Kusupati et al. 2018, arXiv 1901.02358): a gate that shares both matrices with the candidate.
+
+        z = sigmoid(W x + U h + bias_gate)    n = tanh(W x + U h + bias_update)
+        h' = (sigmoid(zeta) (1 - z) + sigmoid(nu)) n + z h
+
+    Parameters of each layer and direction: weight_ih [H, I], weight_hh [H, H], bias_gate [H], bias_update [H],
+    zeta [1] and nu [1].
+
+    Args:
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as torch.nn.RNN.
+
+    Example:
+        >>> y, h = FastGRNN(3, 4)(torch.ones(5, 2, 3))
+    """
+
+    _function = "fastgrnn"
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        H = self.hidden_size
+        biases = {"bias_gate": (H,), "bias_update": (H,)}
+        return {"weight_ih": (H, width), "weight_hh": (H, H), **biases, "zeta": (1,), "nu": (1,)}
+
+    def reset_parameters(self) -> None:
+        """Matrices uniform in +-1/sqrt(H); both biases 1, zeta 1 and nu -4, as the authors do."""
+        super().reset_parameters()
+        self._fill(1.0, "bias_gate", "bias_update", "zeta")
+        self._fill(-4.0, "nu")
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        w_ih, w_hh, bias_gate, bias_update, zeta, nu = own
+        scales = [s.sigmoid().expand(self.hidden_size) for s in (zeta, nu)]
+        more = (torch.zeros_like(bias_update), bias_gate - bias_update)
+        return [w_ih, w_hh, bias_update, torch.cat((*more, *scales))]
+
+
+class IndRNN(_Family):
+    """IndRNN (Li et al. 2018, arXiv 1803.04831): h' = f(W x + u * h + b), each unit sees only its own past.
+
+    Parameters of each layer and direction: weight_ih [H, I], weight_hh [H] (the paper's u) and bias [H].
+
+    Args:
+        nonlinearity: "relu" or "tanh". The other arguments are those of FastRNN.
+
+    Example:
+        >>> y, h = IndRNN(3, 4)(torch.ones(5, 2, 3))
+    """
+
+    _function = "indrnn"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "relu",
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        _checks.indrnn_cell("IndRNN", nonlinearity)
+        super().__init__(
+            input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device=device, dtype=dtype,
+            nonlinearity=nonlinearity,
+        )  # fmt: skip
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        H = self.hidden_size
+        return {"weight_ih": (H, width), "weight_hh": (H,), "bias": (H,)}
+
+    def reset_parameters(self) -> None:
+        """Input matrix and bias uniform in +-1/sqrt(H), u uniform in [0, 1], as in the paper (section 5.1)."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("weight_hh"):
+                torch.nn.init.uniform_(parameter, 0, 1)
+
+    def _cell(self) -> str:
+        return _checks.indrnn_cell("IndRNN", self.nonlinearity)
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        return as_indrnn(*own)
