@@ -60,10 +60,17 @@ RnnWeights<T> weights_of(const Addresses& list, size_t first) {
           at<const T>(list, first + 3), at<const T>(list, first + 4)};
 }
 
+// seed, rate of h, rate of c, training, address of h_mask; see csrc/noise.h.
+using Noise = std::tuple<uint64_t, double, double, bool, Address>;
+
+Zoneout zoneout_of(const Noise& n) { return {std::get<0>(n), {std::get<1>(n), std::get<2>(n)}, std::get<3>(n)}; }
+
 template <class T>
 void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stride_t, int64_t x_stride_b,
                 const Addresses& weights, const Addresses& states_in, Address lengths, Address reset_mask,
-                int64_t reset_stride_t, int64_t reset_stride_b) {
+                int64_t reset_stride_t, int64_t reset_stride_b, const Noise& noise) {
+  p.zoneout = zoneout_of(noise);
+  p.h_mask = at<const T>(std::get<4>(noise));
   p.shape = shape;
   p.x = at<const T>(x);
   p.x_stride_t = x_stride_t;
@@ -90,13 +97,13 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
                  int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
                  const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
                  int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out,
-                 Address reserve, const std::string& schedule, int threads) {
+                 Address reserve, const std::string& schedule, int threads, const Noise& noise) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnForward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b);
+               reset_stride_t, reset_stride_b, noise);
     p.y = at<E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -113,13 +120,13 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
                   int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, Address reserve,
                   Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dx,
                   int64_t dx_stride_t, int64_t dx_stride_b, const Addresses& dstates_in, const Addresses& dweights,
-                  const std::string& schedule, int threads) {
+                  const std::string& schedule, int threads, const Noise& noise) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnBackward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b);
+               reset_stride_t, reset_stride_b, noise);
     p.y = at<const E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -220,7 +227,8 @@ void additive_backward(const AttentionArguments& a, Address weights, Address dco
 class AnyStepper {
  public:
   AnyStepper(const std::string& cell, int itemsize, int64_t B,
-             const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes, const Addresses& weights) {
+             const std::vector<std::tuple<int64_t, int64_t, int64_t>>& sizes, const Addresses& weights,
+             const std::array<double, 2>& zoneout) {
     B_ = B;
     I_ = std::get<0>(sizes.at(0));
     std::vector<LayerSize> layers;
@@ -229,7 +237,7 @@ class AnyStepper {
       using E = decltype(zero);
       std::vector<RnnWeights<E>> list;
       for (size_t l = 0; l < layers.size(); ++l) list.push_back(weights_of<E>(weights, 5 * l));
-      return std::make_unique<Stepper<E>>(cell_id(cell), B, layers, list);
+      return std::make_unique<Stepper<E>>(cell_id(cell), B, layers, list, Zoneout{0, {zoneout[0], zoneout[1]}, false});
     };
     if (itemsize == 4)
       f32_ = build(0.0f);
@@ -359,7 +367,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("additive_backward", &additive_backward);
   py::class_<AnyStepper>(m, "Stepper")
       .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&,
-                    const Addresses&>())
+                    const Addresses&, const std::array<double, 2>&>())
       .def("step", &AnyStepper::step)
       .def("step_array", &AnyStepper::step_array, py::arg("x").noconvert(), py::arg("y"))
       .def("step_tensor", &AnyStepper::step_tensor)

@@ -3,6 +3,8 @@
 // Python; every offset is 64-bit; strides are in elements; a null pointer means "absent" where the field says so.
 #include <stdint.h>
 
+#include "noise.h"
+
 namespace fastrnn {
 
 // One layer. T steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions.
@@ -13,8 +15,10 @@ struct RnnShape {
 };
 
 // The layout of `reserve` is the same for every ISA: [D, T, B, slots, hidden_padded], slots = kSaved gates,
-// then the states beyond h (c of an LSTM), then, with a projection, h before it.
-inline int64_t reserve_slots(int saved, int states, int64_t P) { return saved + states - 1 + (P ? 1 : 0); }
+// then the states beyond h (c of an LSTM), then, with a projection, h before it, then, with zoneout of c, c before it.
+inline int64_t reserve_slots(int saved, int states, int64_t P, bool zoned = false) {
+  return saved + states - 1 + (P ? 1 : 0) + (zoned ? states - 1 : 0);
+}
 
 constexpr int kMaxStates = 2;
 constexpr int kMaxGates = 4;
@@ -44,6 +48,10 @@ struct RnnInput {
   const int64_t* lengths;          // [B] in [0, T]; null = all T
   const uint8_t* reset_mask;       // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
+  Zoneout zoneout;
+  const T* h_mask;  // [D, B, out()] factors of h where the recurrent product reads it; null = none
+
+  int64_t slots(int saved, int states) const { return reserve_slots(saved, states, shape.P, zoneout.rate[1] > 0); }
 };
 
 template <class T>

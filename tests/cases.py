@@ -131,12 +131,12 @@ def kernel(i: Inputs, **options) -> dict[str, torch.Tensor]:
     return dict(zip(("y", "h", "c"), (y, *states)))
 
 
-def oracle(i: Inputs) -> dict[str, torch.Tensor]:
+def oracle(i: Inputs, noise=None) -> dict[str, torch.Tensor]:
     """The same by reference.layer()."""
     x, mask = i.x, i.reset_mask
     if i.case.batch_first:
         x, mask = x.transpose(0, 1), None if mask is None else mask.t()
-    y, states = reference.layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D)
+    y, states = reference.layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise)
     return dict(zip(("y", "h", "c"), (y.transpose(0, 1) if i.case.batch_first else y, *states)))
 
 

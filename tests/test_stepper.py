@@ -168,4 +168,4 @@ def test_no_system_call_in_ten_thousand_steps(tmp_path):
 
 def test_plan_is_not_asked_for_cells_that_do_not_exist():
     with pytest.raises(ValueError, match="cell is 'lstn', expected one of"):
-        _core.Stepper("lstn", 4, 1, [(1, 1, 0)], [0] * 5)
+        _core.Stepper("lstn", 4, 1, [(1, 1, 0)], [0] * 5, (0.0, 0.0))

@@ -208,8 +208,8 @@ void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& option
 
 template <class T>
 Stepper<T>::Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes,
-                    const std::vector<RnnWeights<T>>& weights)
-    : table_(&cpu_table()), cell_(cell), layers_(sizes.size()) {
+                    const std::vector<RnnWeights<T>>& weights, const Zoneout& zoneout)
+    : table_(&cpu_table()), cell_(cell), zoneout_(zoneout), layers_(sizes.size()) {
   const CellKernels<T>& k = kernels<T>(*table_, cell);
   int64_t scratch = 0;
   for (size_t l = 0; l < sizes.size(); ++l) {
@@ -234,6 +234,7 @@ void Stepper<T>::step(const T* x, T* y) {
     Layer& layer = layers_[l];
     RnnForward<T> p{};
     p.shape = layer.shape;
+    p.zoneout = zoneout_;
     p.x = x;
     p.x_stride_b = layer.shape.I;
     p.y = l + 1 == layers_.size() ? y : reinterpret_cast<T*>(layer.y.data());

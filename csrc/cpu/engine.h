@@ -46,7 +46,8 @@ struct LayerSize {
 template <class T>
 class Stepper {
  public:
-  Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights);
+  Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights,
+          const Zoneout& zoneout);
   void step(const T* x, T* y);                // x [B, I], y [B, P or H]
   void get_states(int state, T* into) const;  // [L, B, *]
   void set_states(int state, const T* from);
@@ -62,6 +63,7 @@ class Stepper {
   };
   const CpuTable* table_;
   CellId cell_;
+  Zoneout zoneout_;
   std::vector<Layer> layers_;
   Buffer scratch_;
 };

@@ -101,6 +101,21 @@ inline Rows take_rows(Arena& arena, int64_t B, int64_t T, const int64_t* lengths
   return rows;
 }
 
+// Zoneout of W units of one row at one step.
+template <class T, int kStates>
+struct ZoneoutRow {
+  uint64_t key[kStates];
+
+  void at(const Zoneout& z, int d, int64_t t, int64_t b) {
+    for (int q = 0; q < kStates; ++q) key[q] = noise_key(z.seed, 2 * d + q, t, b);
+  }
+  // The part of `keep` that stays and that of `change` that is taken, lane by lane.
+  Vec<T> blend(const Zoneout& z, int q, int64_t unit, Vec<T> keep, Vec<T> change) const {
+    if (!z.training) return change + Vec<T>(z.rate[q]) * (keep - change);
+    return select(hit_units<T>(key[q], unit, noise_threshold(z.rate[q])), keep, change);
+  }
+};
+
 // Segment boundaries of one direction: true if no state enters step k of the row (see reset_mask in docs/semantics.md).
 template <class T>
 inline bool enters_fresh(const RnnInput<T>& p, bool reverse, int64_t b, int64_t length, int64_t k) {

@@ -70,6 +70,8 @@ class BackwardRun {
     T *dh_out, *dc_out;      // carried on to step k-1
     T *dx, *dr;              // [kColumns*Hp] gate gradients of this step
     T* dh_projected;         // [out()] gradient of the projected h
+    const T *c_raw, *mask;   // c before zoneout; factors of h in the product; null without
+    ZoneoutRow<T, Cell::kStates> zoneout;
   };
 
  public:
@@ -127,6 +129,7 @@ class BackwardRun {
     c0_ = arena.take<T>(s_.B * kExtra * Hp_);
     ld_projected_ = round_up(s_.P, 16);
     dh_projected_ = arena.take<T>(s_.P ? rows * ld_projected_ : 0);
+    masked_ = arena.take<T>(p_.h_mask ? rows * s_.out() : 0);
     wx_ = arena.take<T>(s_.I * G * Hp_);
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
@@ -163,7 +166,7 @@ class BackwardRun {
   const T* h0_of(int64_t b) const { return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + b) * s_.out() : zeros_; }
   const T* y_at(int64_t t, int64_t b) const { return p_.y + t * p_.y_stride_t + b * p_.y_stride_b + d_ * s_.out(); }
   const T* reserve_at(int64_t t, int64_t b) const {
-    return p_.reserve + ((d_ * s_.T + t) * s_.B + b) * reserve_slots(K, Cell::kStates, s_.P) * Hp_;
+    return p_.reserve + ((d_ * s_.T + t) * s_.B + b) * p_.slots(K, Cell::kStates) * Hp_;
   }
   bool fresh(const Rows& rows, int64_t i, int64_t k) const {
     return enters_fresh(p_, reverse(), rows.batch[i], rows.length[i], k);
@@ -171,6 +174,10 @@ class BackwardRun {
   const T* h_before(const Rows& rows, int64_t i, int64_t k) const {
     if (fresh(rows, i, k)) return zeros_;
     return k == 0 ? h0_of(rows.batch[i]) : y_at(time(rows, i, k - 1), rows.batch[i]);
+  }
+  const T* mask_of(int64_t b) const { return p_.h_mask ? p_.h_mask + (d_ * s_.B + b) * s_.out() : nullptr; }
+  static V times_mask(const T* mask, int64_t c, int64_t lanes, V v) {
+    return mask ? v * load_lanes(mask + c, lanes) : v;
   }
   int64_t chunk_row(int64_t order, int64_t k) const { return (k - k0_) * s_.B + order; }
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
@@ -239,6 +246,10 @@ class BackwardRun {
       row.dc_in = cut ? zeros_ : row.dc_out;
       row.dx = dx_ + chunk_row(o, k) * ld_;
       row.dr = dr_ + chunk_row(o, k) * ld_;
+      row.c_raw = p_.zoneout.rate[1] > 0 ? row.saved + (K + kExtra + (s_.P > 0)) * Hp_ : nullptr;
+      if (p_.zoneout.any()) row.zoneout.at(p_.zoneout, d_, t, b);
+      if ((row.mask = mask_of(b)) && mine(i))
+        for (int64_t u = 0; u < s_.out(); ++u) masked_[chunk_row(o, k) * s_.out() + u] = row.h_prev[u] * row.mask[u];
       row.dh_projected = dh_projected_ + chunk_row(o, k) * ld_projected_;
       a_[i] = last || cut ? zeros_ : k + 1 < k1_ ? row.dr + s_.B * ld_ : boundary_ + o * ld_;
     }
@@ -250,7 +261,8 @@ class BackwardRun {
     if (s_.P) {
       product(serial_depth<Cell>(s_), running, w_.wh_t[0], output_, k, s_.P,
               [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-                const V dh = sum + load_lanes(row.dh_in + c, lanes) + load_lanes(row.dy + c, lanes);
+                const V dh = times_mask(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes) +
+                             load_lanes(row.dy + c, lanes);
                 store_lanes(dh, row.dh_projected + c, lanes);
               });
       step_barrier();
@@ -260,7 +272,8 @@ class BackwardRun {
     } else {
       product(serial_depth<Cell>(s_), running, w_.wh_t[0], hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V sum) {
-                units(row, u, lanes, sum + V::load(row.dh_in + u) + load_lanes(row.dy + u, lanes));
+                units(row, u, lanes,
+                      times_mask(row.mask, u, lanes, sum) + V::load(row.dh_in + u) + load_lanes(row.dy + u, lanes));
               });
     }
     if constexpr (Cell::kLateGates != 0) {
@@ -268,7 +281,9 @@ class BackwardRun {
       const int64_t from_late = S::gates(0) * Hp_;  // gates of the first stage come first in a row
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dr + from_late;
       product(Cell::kLateGates * Hp_, running, w_.wh_t[1], hidden_, k, s_.H,
-              [&](const Row& row, int64_t u, int64_t lanes, V du) { units_early(row, u, lanes, du); });
+              [&](const Row& row, int64_t u, int64_t lanes, V du) {
+                units_early(row, u, lanes, times_mask(row.mask, u, lanes, du));
+              });
     }
     if (Cell::kProduct) step_barrier();
   }
@@ -301,7 +316,17 @@ class BackwardRun {
       s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
       ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
     }
+    V kept[Cell::kStates];  // what goes straight to the state before
+    for (int q = 0; q < Cell::kStates; ++q) {
+      const double rate = q ? p_.zoneout.rate[1] : p_.zoneout.rate[0];
+      if (rate == 0) continue;
+      kept[q] = row.zoneout.blend(p_.zoneout, q, u, ds_new[q], V(0));
+      ds_new[q] = ds_new[q] - kept[q];
+      if (q) s_new[q] = V::load(row.c_raw + (q - 1) * Hp_ + u);
+    }
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
+    for (int q = 0; q < Cell::kStates; ++q)
+      if ((q ? p_.zoneout.rate[1] : p_.zoneout.rate[0]) > 0) ds[q] = ds[q] + kept[q];
     for (int g = 0; g < G; ++g) {
       dx[g].store(row.dx + g * Hp_ + u);
       if (!Cell::kSharedGateGrad) dr[g].store(row.dr + g * Hp_ + u);
@@ -333,7 +358,7 @@ class BackwardRun {
         const int64_t b = all_.batch[i], t = time(all_, i, k), at = chunk_row(all_.order[i], k);
         const T* saved = reserve_at(t, b);
         x_list_[n_] = p_.x + t * p_.x_stride_t + b * p_.x_stride_b;
-        h_list_[n_] = h_before(all_, i, k);
+        h_list_[n_] = p_.h_mask ? masked_ + at * s_.out() : h_before(all_, i, k);
         dx_list_[n_] = dx_ + at * ld_;
         dr_list_[n_] = dr_ + at * ld_;
         u_list_[n_] = saved + (K - 1) * Hp_;
@@ -418,6 +443,7 @@ class BackwardRun {
       a_[i] = empty || cut ? zeros_ : dr_ + o * ld_;
       row.dh_in = cut || (s_.P && !empty) ? zeros_ : dh_ + o * width;
       row.dh_out = p_.dstates_in[0] + at * s_.out();
+      row.mask = mask_of(rows_.batch[i]);
       if (mine(i))
         for (int e = 0; e < kExtra; ++e)
           if (p_.dstates_in[1 + e])
@@ -426,7 +452,8 @@ class BackwardRun {
     if (!p_.dstates_in[0]) return;
     product(serial_depth<Cell>(s_), rows_.count, w_.wh_t[0], output_, 0, s_.out(),
             [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-              store_lanes(sum + load_lanes(row.dh_in + c, lanes), row.dh_out + c, lanes);
+              store_lanes(times_mask(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes), row.dh_out + c,
+                          lanes);
             });
   }
 
@@ -477,7 +504,7 @@ class BackwardRun {
   Rows all_, rows_;
   Row* row_;
   const T** a_;
-  T *dx_, *dr_, *boundary_, *dh_projected_;  // gate gradients of the chunk [steps][B][ld_]
+  T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld_]
   T *dh_, *dc_, *c0_, *zeros_;
   T *wx_, *wh_, *wr_;  // sums of the weight gradients
   double *bx_, *bh_;

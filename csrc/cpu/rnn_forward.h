@@ -73,6 +73,10 @@ class ForwardRun {
     T* saved;         // [kSaved * Hp], null when nobody needs the gates
     T* h_full;        // [Hp] h before projection, null without
     T* y;             // [out()]
+    T* c_raw;         // [kExtra * Hp] c before zoneout, null when nobody needs it
+    const T* mask;    // [out()] factors of h for the next product, null without
+    T* masked;        // [out()] where that goes
+    ZoneoutRow<T, Cell::kStates> zoneout;
   };
 
  public:
@@ -117,6 +121,7 @@ class ForwardRun {
     u_ = arena.take<T>(Cell::kLateGates ? s_.B * Hp_ : 0);
     saved_ = arena.take<T>(Cell::kLateGates && !p_.reserve ? s_.B * K * Hp_ : 0);
     h_full_ = arena.take<T>(s_.P ? s_.B * Hp_ : 0);
+    for (T*& masked : masked_) masked = arena.take<T>(p_.h_mask ? s_.B * s_.out() : 0);
   }
   void take_own(Arena& arena) {
     const bool by_rows = plan_.schedule == kBatchSplit;
@@ -146,9 +151,12 @@ class ForwardRun {
     return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + rows_.batch[i]) * s_.out() : zeros_;
   }
   T* reserve_at(int64_t i, int64_t k) const {
-    return p_.reserve +
-           ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * reserve_slots(K, Cell::kStates, s_.P) * Hp_;
+    return p_.reserve + ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * p_.slots(K, Cell::kStates) * Hp_;
   }
+  const T* mask_of(int64_t i) const {
+    return p_.h_mask ? p_.h_mask + (d_ * s_.B + rows_.batch[i]) * s_.out() : nullptr;
+  }
+  T* masked_at(int64_t i, int64_t k) const { return masked_[k & 1] + rows_.order[i] * s_.out(); }
   // This thread's part of per-row chores: its own rows, or every size-th row when the team shares them all.
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
   // Between stages and steps. By rows nobody waits: no thread reads what another wrote.
@@ -165,6 +173,8 @@ class ForwardRun {
         copy_or_zero(c0 ? c0 + (d_ * s_.B + rows_.batch[i]) * s_.H : nullptr, s_.H,
                      state_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
       }
+      const T *h0 = h0_of(i), *mask = mask_of(i);
+      for (int64_t u = 0; mask && u < s_.out(); ++u) masked_at(i, 0)[u] = h0[u] * mask[u];
       for (int64_t t = rows_.length[i]; t < s_.T; ++t)
         fill_zero(p_.y + t * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out(), s_.out());
     }
@@ -221,13 +231,20 @@ class ForwardRun {
       row.c_new = state;
       row.saved = Cell::kLateGates ? saved_ + rows_.order[i] * K * Hp_ : nullptr;
       row.h_full = s_.P ? h_full_ + rows_.order[i] * Hp_ : nullptr;
+      row.c_raw = nullptr;
       if (p_.reserve) {
         row.saved = reserve_at(i, k);
         row.c_new = row.saved + K * Hp_;
         if (!fresh && k > 0) row.c_prev = reserve_at(i, k - 1) + K * Hp_;
         if (s_.P) row.h_full = row.saved + (K + kExtra) * Hp_;
+        if (p_.zoneout.rate[1] > 0) row.c_raw = row.saved + (K + kExtra + (s_.P > 0)) * Hp_;
       }
       a_[i] = row.h_prev;
+      if (p_.zoneout.any()) row.zoneout.at(p_.zoneout, d_, time(i, k), rows_.batch[i]);
+      if ((row.mask = mask_of(i))) {
+        row.masked = masked_at(i, k + 1);
+        if (!fresh) a_[i] = masked_at(i, k);
+      }
     }
   }
 
@@ -247,8 +264,7 @@ class ForwardRun {
                                        for (int j = 0; j < kMaxTileVecs; ++j) {
                                          const int64_t c = (panel * kMaxTileVecs + j) * W;
                                          if (c < s_.P)
-                                           store_lanes(V::load(sums + (r * kMaxTileVecs + j) * W), row_[r0 + r].y + c,
-                                                       s_.P - c);
+                                           put_h(row_[r0 + r], c, s_.P - c, V::load(sums + (r * kMaxTileVecs + j) * W));
                                        }
                                    });
     }
@@ -287,6 +303,7 @@ class ForwardRun {
     if constexpr (Cell::kLateGates != 0 && stage == 0) {
       V u;
       Cell::early(x, rec, s, &u, saved);
+      if (row.mask) u = u * load_lanes(row.mask + unit, lanes);
       for (int g = 0; g < S::gates(0); ++g) saved[g].store(row.saved + g * Hp_ + unit);
       u.store(row.saved + (K - 1) * Hp_ + unit);
       u.store(u_ + rows_.order[i] * Hp_ + unit);
@@ -296,15 +313,30 @@ class ForwardRun {
       V vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + unit);
       cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
+      if (p_.zoneout.any()) zone_out(row, unit, lanes, s, s_new);
       for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
       if (s_.P)
         s_new[0].store(row.h_full + unit);
       else
-        store_lanes(s_new[0], row.y + unit, lanes);
+        put_h(row, unit, lanes, s_new[0]);
       if (row.saved) {
         constexpr int kFirst = Cell::kLateGates ? S::gates(0) : 0, kLast = Cell::kLateGates ? K - 1 : K;
         for (int q = kFirst; q < kLast; ++q) saved[q].store(row.saved + q * Hp_ + unit);
       }
+    }
+  }
+
+  void put_h(const Row& row, int64_t unit, int64_t lanes, V h) {
+    store_lanes(h, row.y + unit, lanes);
+    if (row.mask) store_lanes(h * load_lanes(row.mask + unit, lanes), row.masked + unit, lanes);
+  }
+
+  void zone_out(const Row& row, int64_t unit, int64_t lanes, V* s, V* s_new) {
+    if (p_.zoneout.rate[0] > 0)  // never with a projection, where h is not of this width
+      s_new[0] = row.zoneout.blend(p_.zoneout, 0, unit, load_lanes(row.h_prev + unit, lanes), s_new[0]);
+    for (int e = 0; p_.zoneout.rate[1] > 0 && e < kExtra; ++e) {
+      if (row.c_raw) s_new[1 + e].store(row.c_raw + e * Hp_ + unit);
+      s_new[1 + e] = row.zoneout.blend(p_.zoneout, 1 + e, unit, s[1 + e], s_new[1 + e]);
     }
   }
 
@@ -320,7 +352,7 @@ class ForwardRun {
   Row* row_;
   const T** a_;  // row pointers of the current product
   int64_t* base_;
-  T *state_, *u_, *saved_, *h_full_, *zeros_;
+  T *state_, *u_, *saved_, *h_full_, *zeros_, *masked_[2];
   T* gx_[2];  // projected input of the chunk: [own panels][rows of the chunk][NV*W]
   Range panels_[2], projected_;
 };

@@ -10,6 +10,7 @@
 #endif
 
 #include "../cells/math.h"
+#include "../noise.h"
 
 namespace fastrnn {
 namespace {
@@ -29,12 +30,14 @@ struct Lanes<float> {
   typedef float Native __attribute__((vector_size(kVecBytes)));
   typedef float Unaligned __attribute__((vector_size(kVecBytes), aligned(4), may_alias));
   typedef int32_t Mask __attribute__((vector_size(kVecBytes)));
+  typedef uint32_t Bits __attribute__((vector_size(kVecBytes)));
 };
 template <>
 struct Lanes<double> {
   typedef double Native __attribute__((vector_size(kVecBytes)));
   typedef double Unaligned __attribute__((vector_size(kVecBytes), aligned(8), may_alias));
   typedef int64_t Mask __attribute__((vector_size(kVecBytes)));
+  typedef uint64_t Bits __attribute__((vector_size(kVecBytes)));
 };
 
 template <class T>
@@ -94,6 +97,18 @@ FASTRNN_HD Vec<T> min(Vec<T> a, Vec<T> b) {
 template <class T>
 FASTRNN_HD Vec<T> step(Vec<T> a) {
   return a.v > 0 ? Vec<T>(1).v : Vec<T>(0).v;
+}
+
+// Which of the units from `unit` on are hit, see csrc/noise.h.
+template <class T>
+FASTRNN_HD typename Vec<T>::Mask hit_units(uint64_t key, int64_t unit, uint32_t threshold) {
+  typename Lanes<T>::Bits lanes;
+  for (int k = 0; k < Vec<T>::kWidth; ++k) lanes[k] = uint32_t(unit + k);
+  return noise_bits(key, lanes) < threshold;
+}
+template <class T>
+FASTRNN_HD Vec<T> select(typename Vec<T>::Mask mask, Vec<T> yes, Vec<T> no) {
+  return mask ? yes.v : no.v;
 }
 
 #if defined(__AVX512F__)

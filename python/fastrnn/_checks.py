@@ -6,6 +6,7 @@ The front ends call a check only after a cheap comparison has failed or when a c
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Sequence
 
 STATE_NAMES = ("h0", "c0")
@@ -141,6 +142,20 @@ def check_weights(
     shapes = weight_shapes(gates, I, H, P, directions, bias, vectors, product)
     for name, shape, symbol, expected in zip(names, got, symbols, shapes):
         check_shape(function, name, shape, symbol, expected)
+
+
+def check_probability(function: str, name: str, p: object) -> None:
+    """Raises unless p is a probability."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= p <= 1:
+        raise ValueError(f"{function}: {name} is {p!r}, expected a probability in [0, 1]")
+
+
+def check_zoneout(function: str, rates: object, P: int) -> None:
+    """Raises for zoneout of a projected h: what would be kept is not the state of a unit."""
+    if rates is not None and rates.zoneout[0] and P:
+        raise ValueError(
+            f"{function}: zoneout of h is {rates.zoneout[0]} with a projection of {P}, expected 0: (0, p) keeps c alone"
+        )
 
 
 def lstm_cell(function: str, coupled: bool, peepholes: bool, recurrent_activation: str = "sigmoid") -> str:

@@ -90,6 +90,7 @@ def rnn_backward(
     dweights: list[int],
     schedule: str,
     threads: int,
+    noise: tuple[int, float, float, bool, int],
     /,
 ) -> None: ...
 def reserve(shape: list[int], itemsize: int) -> np.ndarray: ...  # uninitialised memory that the engine keeps
@@ -132,6 +133,7 @@ class Stepper:
         B: int,
         sizes: list[tuple[int, int, int]],  # (I, H, P) per layer
         weights: list[int],  # 5 per layer, as in rnn_forward
+        zoneout: tuple[float, float],  # expectation of zoneout of h, c
         /,
     ) -> None: ...
     def step(self, x: int, y: int, /) -> None: ...  # x [B, I], y [B, P or H], contiguous

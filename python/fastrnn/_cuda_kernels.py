@@ -206,8 +206,9 @@ def forward(
     threads: int,
     training: bool,
     whole_reserve: bool = False,
+    noise: None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As _kernels.forward(); `threads` is for CPUs."""
+    """As _kernels.forward(); `threads` is for CPUs, and so is noise, which ops.rnn_layer() refuses here."""
     dense, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
@@ -270,8 +271,9 @@ def backward(
     dc: Tensor | None,
     wanted: Sequence[bool],
     call: tuple | None = None,
+    noise: None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call` is for CPUs."""
+    """As _kernels.backward(); `call` and `noise` are for CPUs."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     recurrence = _Recurrence(cell, x, ways, (lengths, reset_mask), (T, B, I, H, directions), batch_first, schedule)

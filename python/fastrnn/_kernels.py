@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from . import _core, reference
 from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
+from ._noise import Noise
 from .threads import current as current_threads
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
@@ -35,6 +36,7 @@ _CHECK_TOLERANCE = {
     torch.float16: 0.02,
 }  # of 1 + |expected|; a wrong kernel is wrong by far more
 
+_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_core
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 _bool = torch.bool
 _KEPT_ELEMENTS = 1 << 18  # of y: from here on the engine's memory, which it keeps, is faster than fresh memory
@@ -50,9 +52,13 @@ def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batc
     return T, B, I, H, weights[n - 1].shape[0] if n & 1 else 0, n
 
 
-def reserve_shape(cell: str, T: int, B: int, H: int, P: int, directions: int) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it."""
-    return directions, T, B, CELLS[cell][2] + (P > 0), (H + LANES - 1) // LANES * LANES
+def reserve_shape(
+    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
+) -> tuple[int, ...]:
+    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it, and, with zoneout of
+    c, c before it."""
+    zoned = CELLS[cell][1] - 1 if noise is not None and noise.zoneout[1] else 0
+    return directions, T, B, CELLS[cell][2] + (P > 0) + zoned, (H + LANES - 1) // LANES * LANES
 
 
 def five_per_direction(addresses: list[int], n: int) -> list[int]:
@@ -286,6 +292,7 @@ def forward(
     threads: int,
     training: bool,
     whole_reserve: bool = False,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Runs the layer: y, h, c (None for cells with one state) and the reserve (None unless training).
 
@@ -308,7 +315,7 @@ def forward(
     lengths64 = None if lengths is None else _checked_lengths(cell, lengths, T)
     reserve, reserve_address = None, 0
     if training:
-        shape = reserve_shape(cell, T, B, H, P, directions)
+        shape = reserve_shape(cell, T, B, H, P, directions, noise)
         if whole_reserve and (lengths is not None or H % LANES):
             reserve = x.new_zeros(shape)
         elif T * B * H < _KEPT_ELEMENTS:
@@ -319,9 +326,10 @@ def forward(
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
         *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
+        _QUIET if noise is None else noise.for_core(),
     )  # fmt: skip
     if CHECK:
-        check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
+        check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise), (y, h, c))
     return y, h, c, reserve
 
 
@@ -344,6 +352,7 @@ def backward(
     dc: Tensor | None,
     wanted: Sequence[bool],
     call: tuple | None = None,
+    noise: Noise | None = None,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
@@ -376,11 +385,12 @@ def backward(
         *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
         [_address(dh), _address(dc)][:S], dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
+        _QUIET if noise is None else noise.for_core(),
     )  # fmt: skip
     found = [g for g in grads if g is not None]
     if CHECK:
         inputs = (x, h0, c0, *weights)
-        check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, found)
+        check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first, noise), (dy, dh, dc), wanted, found)
     return found
 
 
@@ -394,6 +404,7 @@ def oracle(
     weights: Sequence[Tensor],
     directions: int,
     batch_first: bool,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, ...]:
     """The same layer by reference.layer(): y, h and, for the LSTM, c."""
     if batch_first:
@@ -403,7 +414,7 @@ def oracle(
     states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
     if CELLS[cell][1] == 2:
         states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
-    y, last = reference.layer(cell, x, weights, states, lengths, reset_mask, directions)
+    y, last = reference.layer(cell, x, weights, states, lengths, reset_mask, directions, noise)
     return y.transpose(0, 1) if batch_first else y, *last
 
 
@@ -423,10 +434,10 @@ def _double(t: Tensor | None) -> Tensor | None:
 
 
 def check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None:
-    x, h0, c0, lengths, reset_mask, weights, directions, batch_first = args
+    x, h0, c0, lengths, reset_mask, weights, *options = args
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         weights = [w.double() for w in weights]
-        want = oracle(cell, x.double(), _double(h0), _double(c0), lengths, reset_mask, weights, directions, batch_first)
+        want = oracle(cell, x.double(), _double(h0), _double(c0), lengths, reset_mask, weights, *options)
         _compare(cell, "output", got, want)
 
 
@@ -442,8 +453,8 @@ def _check_backward_here(
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
         x, h0, c0, *weights = inputs
-        lengths, reset_mask, directions, batch_first = options
-        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
+        lengths, reset_mask, *options = options
+        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options)
         pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
         chosen = [t for t, want in zip(inputs, wanted) if want]
         want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)

@@ -12,6 +12,7 @@ from ._checks import (
     STATE_NAMES,
     ShapeError,
     check_lengths,
+    check_probability,
     check_rank,
     check_shape,
     check_size,
@@ -53,8 +54,19 @@ class Recurrent:
     _function = ""
     _gates = 0
 
-    def __init__(self, weights: Mapping[str, Any] | Sequence[Any], *, batch_first: bool = False, prefix: str = ""):
+    def __init__(
+        self,
+        weights: Mapping[str, Any] | Sequence[Any],
+        *,
+        batch_first: bool = False,
+        prefix: str = "",
+        zoneout: float | tuple[float, float] = 0.0,
+    ):
         self.batch_first = batch_first
+        pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
+        for name, p in zip(("zoneout", "zoneout of c"), pair):
+            check_probability(self._function, name, p)
+        self.zoneout = (float(pair[0]), float(pair[1]) if len(self._state_names()) == 2 else 0.0)
         named = self._named(weights) if not isinstance(weights, Mapping) else weights
         taken = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
         self._load(self._translated(taken), prefix)
@@ -92,7 +104,7 @@ class Recurrent:
     def from_torch(cls, module: Any) -> Any:
         """Copies the weights and batch_first of a torch.nn or fastrnn.nn module."""
         options = {"batch_first": bool(getattr(module, "batch_first", False))}
-        for name in ("nonlinearity", "reset_after", "coupled", "peepholes", "recurrent_activation"):
+        for name in ("nonlinearity", "reset_after", "coupled", "peepholes", "recurrent_activation", "zoneout"):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
         return cls(module.state_dict(), **options)
@@ -164,6 +176,9 @@ class Recurrent:
     def _cell(self) -> str:
         raise NotImplementedError
 
+    def _state_names(self) -> tuple[str, ...]:
+        return STATE_NAMES[: _core.CELLS[self._cell()]["states"]]
+
     def __call__(self, x: np.ndarray, state: Any = None, lengths: Any = None, reset_mask: Any = None) -> tuple:
         """Runs whole sequences.
 
@@ -210,7 +225,7 @@ class Recurrent:
         return np.require(x, self.dtype, "CA")
 
     def _states(self, state: Any, B: int, unbatched: bool, dtype: np.dtype) -> list[np.ndarray]:
-        names = STATE_NAMES[: _core.CELLS[self._cell()]["states"]]
+        names = self._state_names()
         rows, out = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
         if state is None:
             return [np.zeros((rows, B, w), self.dtype) for w in (out, self.hidden_size)[: len(names)]]
@@ -268,7 +283,7 @@ class Recurrent:
                 [0 if w is None else w.ctypes.data for w in weights], [s[rows].ctypes.data for s in states],
                 0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
                 *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y),
-                [s[rows].ctypes.data for s in last], 0, "", threads.current(),
+                [s[rows].ctypes.data for s in last], 0, "", threads.current(), (0, *self.zoneout, False, 0),
             )  # fmt: skip
             x = y
         return (x if batch_axis else x.transpose(1, 0, 2)), last
@@ -281,7 +296,7 @@ class Recurrent:
         """
         if self.bidirectional:
             raise ValueError(f"{self._function}: stepper() needs one direction, expected no *_reverse weights")
-        return Stepper(self._cell(), [tuple(w) for w in self._layers], batch_size, framework="numpy")
+        return Stepper(self._cell(), [tuple(w) for w in self._layers], batch_size, "numpy", self.zoneout)
 
 
 def _steps(a: np.ndarray) -> tuple[int, int]:

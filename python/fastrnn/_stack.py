@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import _backends, _checks
 from ._kernels import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
+from ._noise import Rates
 from .ops import rnn_layer
 
 State = tuple[Tensor, ...]
@@ -33,6 +34,7 @@ class Stack(NamedTuple):
     batch_first: bool
     dropout: float
     suffix: str = "_l0"  # of the first layer's names; empty for a cell module
+    rates: Rates | None = None  # regularisers of the recurrence; None without
 
 
 def as_pair(function: str, state: object) -> State | None:
@@ -66,12 +68,36 @@ def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
     return [w_ih, w_ih.new_empty(H, 0), bias, torch.cat((torch.zeros_like(u), u))]
 
 
+def rates_of(
+    function: str,
+    zoneout: float | tuple[float, float],
+    recurrent_dropout: float,
+    weight_dropout: float,
+) -> Rates | None:
+    """The regularisers asked for, checked; None if there are none."""
+    pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
+    if len(pair) != 2:
+        _checks.check_count(function, "zoneout", len(pair), "2: of h and of c")
+    named = {"zoneout": pair[0], "zoneout of c": pair[1]}
+    named |= {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
+    for name, p in named.items():
+        _checks.check_probability(function, name, p)
+    if not (any(pair) or recurrent_dropout or weight_dropout):
+        return None
+    return Rates((float(pair[0]), float(pair[1])), float(recurrent_dropout), float(weight_dropout))
+
+
 def infer_stack(
-    function: str, cell: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
+    function: str,
+    cell: str,
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    rates: Rates | None = None,
 ) -> Stack:
     """Layers, biases, projection and sizes, as the list of weights has them."""
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"{function}: dropout is {dropout}, expected a probability in [0, 1]")
+    _checks.check_probability(function, "dropout", dropout)
     gates, D = CELLS[cell][0], 2 if bidirectional else 1
     for i, w in enumerate(weights):
         if not isinstance(w, Tensor):
@@ -93,7 +119,8 @@ def infer_stack(
             f"{function}: weight_ih_l0 has shape {shape}, expected G*H = a multiple of {gates} rows"
         )
     sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
-    return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout))
+    _checks.check_zoneout(function, rates, sizes[2])
+    return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout), rates=rates)
 
 
 def run(
@@ -209,8 +236,8 @@ def run_batched(
         x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
     ):
         return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
-    if stack.layers == 1:
-        function, cell, _, D, _, sizes, batch_first, _, suffix = stack
+    if stack.layers == 1 and stack.rates is None:
+        function, cell, _, D, _, sizes, batch_first, _, suffix, _ = stack
         return rnn_layer(
             cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=suffix, expected=sizes,
@@ -227,10 +254,16 @@ def _run_layers(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    function, cell, L, D, n, (I, H, P), batch_first, p, suffix = stack
-    if states is not None:
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates = stack
+    if rates is not None or states is not None:
         check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
+    if states is not None:
         _check_whole_states(stack, x, states)
+    B = 0 if rates is None else x.shape[0 if batch_first else 1]
+    if rates is not None and rates.weight_dropout and training:
+        weights = list(weights)
+        for k in range(L * D):
+            weights[k * n + 1] = rates.drop_weights(k // D, k % D, weights[k * n + 1])
     n *= D
     lasts = []
     for k in range(L):
@@ -241,6 +274,7 @@ def _run_layers(
             None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
+            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D),
         )  # fmt: skip
         lasts.append(last)
     return x, tuple(torch.cat(s) for s in zip(*lasts))

@@ -82,6 +82,7 @@ class Stepper:
         layers: for each layer (w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] or None, w_hr [P, H] or None).
         batch_size: rows B of every step.
         framework: "numpy" or "torch": what x, y and the state are.
+        zoneout: how much of h and of c stays as it was: the expectation of zoneout in training.
 
     Raises:
         ShapeError, DTypeError: a weight does not fit the others, or has a dtype other than float16, bfloat16, float32,
@@ -99,7 +100,14 @@ class Stepper:
         "_torch_dtype", "_wide", "_x_buffer", "_y", "_y_address", "_y_buffer", "batch_size",
     )  # fmt: skip
 
-    def __init__(self, cell: str, layers: Sequence[tuple], batch_size: int = 1, framework: str = "numpy"):
+    def __init__(
+        self,
+        cell: str,
+        layers: Sequence[tuple],
+        batch_size: int = 1,
+        framework: str = "numpy",
+        zoneout: tuple = (0.0, 0.0),
+    ):
         if framework not in ("numpy", "torch"):
             raise ValueError(f"stepper: framework is {framework!r}, expected 'numpy' or 'torch'")
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
@@ -117,7 +125,7 @@ class Stepper:
             weights += self._checked_layer(k, layer)
         addresses = [0 if w is None else w.ctypes.data for w in weights]
         wide = np.dtype(self._wide)
-        self._stepper = _core.Stepper(cell, wide.itemsize, self.batch_size, self._sizes, addresses)
+        self._stepper = _core.Stepper(cell, wide.itemsize, self.batch_size, self._sizes, addresses, zoneout)
         self._exchange = getattr(self._arrays, "exchange", None)
         step = self._stepper.step_tensor if self._exchange is not None else self._stepper.step
         self._core_step = step if framework == "torch" else self._stepper.step_array

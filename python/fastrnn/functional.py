@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
 from ._kernels import CELLS
-from ._stack import as_indrnn, as_pair, as_single, infer_stack, run
+from ._noise import Rates
+from ._stack import Stack, as_indrnn, as_pair, as_single, infer_stack, rates_of, run
 from .attention import additive_attention
 
 __all__ = ["additive_attention", "fastgrnn", "fastrnn", "gru", "indrnn", "lstm", "rnn"]
@@ -33,6 +34,10 @@ def lstm(
     coupled: bool = False,
     peepholes: bool = False,
     recurrent_activation: str = "sigmoid",
+    zoneout: float | tuple[float, float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -49,6 +54,13 @@ def lstm(
         peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): b_hh is [7*H], the biases and then
             the peepholes of i, f and o.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3).
+        zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before (Krueger et al. 2017);
+            the expectation if not `training`.
+        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
+            it (Gal & Ghahramani 2016), if `training`.
+        weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al. 2018),
+            if `training`.
+        seed: of these three: the same seed gives the same result on any backend; None draws one from torch's generator.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
@@ -61,7 +73,8 @@ def lstm(
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation)
-    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout)
+    rates = _drawn(rates_of("lstm", zoneout, recurrent_dropout, weight_dropout), seed, training)
+    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
 
@@ -79,6 +92,10 @@ def gru(
     reset_mask: Tensor | None = None,
     reset_after: bool = True,
     recurrent_activation: str = "sigmoid",
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
 
@@ -89,6 +106,7 @@ def gru(
         reset_after: True multiplies the recurrent product by the reset gate (torch, cuDNN); False multiplies h before
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
+        zoneout, recurrent_dropout, weight_dropout, seed: as in lstm(), for h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -100,9 +118,9 @@ def gru(
         >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
     """
     cell = _checks.gru_cell("gru", reset_after, recurrent_activation)
-    return _one_state(
-        "gru", cell, x, state, weights, bidirectional, batch_first, dropout, training, lengths, reset_mask
-    )
+    rates = _drawn(rates_of("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout), seed, training)
+    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates)
+    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
 def rnn(
@@ -117,6 +135,10 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     nonlinearity: str = "tanh",
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
+    seed: int | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
 
@@ -125,6 +147,7 @@ def rnn(
         state: h0 [L*D, B, H]; None for zeros.
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
+        zoneout, recurrent_dropout, weight_dropout, seed: as in lstm(), for h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -138,9 +161,9 @@ def rnn(
     cell = f"rnn_{nonlinearity}"
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
-    return _one_state(
-        "rnn", cell, x, state, weights, bidirectional, batch_first, dropout, training, lengths, reset_mask
-    )
+    rates = _drawn(rates_of("rnn", (zoneout, 0.0), recurrent_dropout, weight_dropout), seed, training)
+    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates)
+    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
 def fastrnn(
@@ -172,10 +195,8 @@ def fastrnn(
     Example:
         >>> y, h = fastrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(12)])
     """
-    cell = "fastrnn"
-    return _one_state(
-        "fastrnn", cell, x, state, weights, bidirectional, batch_first, dropout, training, lengths, reset_mask
-    )
+    stack = infer_stack("fastrnn", "fastrnn", weights, bidirectional, batch_first, dropout)
+    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
 def fastgrnn(
@@ -208,10 +229,8 @@ def fastgrnn(
     Example:
         >>> y, h = fastgrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(16)])
     """
-    cell = "fastgrnn"
-    return _one_state(
-        "fastgrnn", cell, x, state, weights, bidirectional, batch_first, dropout, training, lengths, reset_mask
-    )
+    stack = infer_stack("fastgrnn", "fastgrnn", weights, bidirectional, batch_first, dropout)
+    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
 def indrnn(
@@ -248,24 +267,22 @@ def indrnn(
     if len(weights) % 3 or not weights:
         _checks.check_count("indrnn", "weights", len(weights), "3 for each layer and direction: w_ih, u, b")
     weights = [w for k in range(0, len(weights), 3) for w in as_indrnn(*weights[k : k + 3])]
-    return _one_state(
-        "indrnn", cell, x, state, weights, bidirectional, batch_first, dropout, training, lengths, reset_mask
-    )
+    stack = infer_stack("indrnn", cell, weights, bidirectional, batch_first, dropout)
+    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
+
+
+def _drawn(rates: Rates | None, seed: int | None, training: bool) -> Rates | None:
+    return None if rates is None else rates.drawn(seed, training)
 
 
 def _one_state(
-    function: str,
-    cell: str,
+    stack: Stack,
     x: Tensor | PackedSequence,
     state: Tensor | None,
     weights: Sequence[Tensor],
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
     training: bool,
     lengths: Tensor | Sequence[int] | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
-    stack = infer_stack(function, cell, weights, bidirectional, batch_first, dropout)
-    y, last = run(stack, x, as_single(function, state), weights, training, lengths, reset_mask)
+    y, last = run(stack, x, as_single(stack.function, state), weights, training, lengths, reset_mask)
     return y, last[0]

@@ -30,6 +30,7 @@ class LSTM(Recurrent):
         peepholes: True for gates that see the cell state: weight_peephole_l{k} [3*H] of i, f, o in a state_dict; in a
             list b_hh is [7*H] and ends with them.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1).
+        zoneout: probability (or a pair for h and c) that the layer was trained with; its expectation is computed.
     """
 
     _function, _gates = "lstm", 4
@@ -43,11 +44,12 @@ class LSTM(Recurrent):
         coupled: bool = False,
         peepholes: bool = False,
         recurrent_activation: str = "sigmoid",
+        zoneout: float | tuple[float, float] = 0.0,
     ):
         self.coupled, self.peepholes = bool(coupled), bool(peepholes)
         self.recurrent_activation = recurrent_activation
         self._gates = 3 if coupled else 4
-        super().__init__(weights, batch_first=batch_first, prefix=prefix)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
 
     def _cell(self) -> str:
         return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation)
@@ -67,7 +69,7 @@ class GRU(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
-        recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
+        recurrent_activation, zoneout: as in LSTM, zoneout of h.
     """
 
     _function, _gates = "gru", 3
@@ -80,9 +82,10 @@ class GRU(Recurrent):
         prefix: str = "",
         reset_after: bool = True,
         recurrent_activation: str = "sigmoid",
+        zoneout: float = 0.0,
     ):
         self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
-        super().__init__(weights, batch_first=batch_first, prefix=prefix)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
 
     def _cell(self) -> str:
         return gru_cell("gru", self.reset_after, self.recurrent_activation)
@@ -94,15 +97,24 @@ class RNN(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         nonlinearity: "tanh", "relu" or "sigmoid".
+        zoneout: as in LSTM, of h.
     """
 
     _function, _gates = "rnn", 1
 
-    def __init__(self, weights: Any, *, batch_first: bool = False, prefix: str = "", nonlinearity: str = "tanh"):
+    def __init__(
+        self,
+        weights: Any,
+        *,
+        batch_first: bool = False,
+        prefix: str = "",
+        nonlinearity: str = "tanh",
+        zoneout: float = 0.0,
+    ):
         if nonlinearity not in ("tanh", "relu", "sigmoid"):
             raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
         self.nonlinearity = nonlinearity
-        super().__init__(weights, batch_first=batch_first, prefix=prefix)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"

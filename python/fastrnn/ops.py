@@ -18,6 +18,7 @@ from . import _backends, _kernels, _operators
 from ._checks import function_of
 from ._kernels import CELLS, prepare
 from ._layer_checks import check_layer, check_rows
+from ._noise import Noise
 
 __all__ = ["CELLS", "rnn_layer"]
 
@@ -35,25 +36,42 @@ class _Eager(torch.autograd.Function):
     """Path 2. `plain` is what prepare() found, kept for backward: addresses, unlike prepare_any()'s copies."""
 
     @staticmethod
-    def forward(ctx, call, plain, cell, rows, options, x, h0, c0, *weights):
-        y, h, c, reserve = _backends.kernels_of(x).forward(call, cell, x, h0, c0, *rows, weights, *options, True)
+    def forward(ctx, call, plain, cell, rows, options, noise, x, h0, c0, *weights):
+        y, h, c, reserve = _backends.kernels_of(x).forward(
+            call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise
+        )
         ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
-        ctx.plain, ctx.cell, ctx.options = plain, cell, options
+        ctx.plain, ctx.cell, ctx.options, ctx.noise = plain, cell, options, noise
         ctx.set_materialize_grads(False)
         return (y, h) if c is None else (y, h, c)
 
     @staticmethod
     def backward(ctx, dy, dh, dc=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
-        options = ctx.options
-        wanted = ctx.needs_input_grad[5:]
+        options, noise = ctx.options, ctx.noise
+        wanted = ctx.needs_input_grad[6:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
-            found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
+            if noise is not None:
+                found = _restated_gradients(args, weights, options, noise, (dy, dh, dc), wanted)
+            else:
+                found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
             backward = _backends.kernels_of(x).backward
-            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain)
-        return None, None, None, None, None, *_operators.spread(found, wanted)
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise)
+        return None, None, None, None, None, None, *_operators.spread(found, wanted)
+
+
+def _restated_gradients(
+    args: tuple, weights: Sequence[Tensor], options: tuple, noise: Noise, above: Sequence[Tensor | None], wanted: tuple
+) -> list[Tensor]:
+    """Gradients that can be differentiated again, of a layer with regularisers: by the oracle, with the same noise."""
+    cell, x, h0, c0, lengths, reset_mask = args
+    outs = _kernels.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise)
+    pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
+    chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
+    outs, above = zip(*pairs)
+    return list(torch.autograd.grad(outs, chosen, above, create_graph=True, materialize_grads=True))
 
 
 def _watched() -> bool:
@@ -71,6 +89,13 @@ def _watched() -> bool:
 def _exotic(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a tensor is of a subclass, which may want to see the operator, or has no memory."""
     return any(type(t) not in (Tensor, Parameter) or t.is_meta for t in tensors if t is not None)
+
+
+def _refuse_noise(function: str, noise: Noise | None, place: str) -> None:
+    if noise is not None:
+        raise NotImplementedError(
+            f"{function}: zoneout and recurrent_dropout are not implemented {place}, expected both to be 0"
+        )
 
 
 def _refuse_tangents(function: str, tensors: Sequence[object]) -> None:
@@ -98,6 +123,7 @@ def rnn_layer(
     function: str = "",
     suffix: str = "",
     expected: tuple[int, int, int] | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one recurrent layer; differentiable, traceable.
 
@@ -114,13 +140,14 @@ def rnn_layer(
             "stepwise", force one.
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
+        noise: zoneout and recurrent dropout of this call, on CPUs, outside of torch.compile and torch.func.
 
     Returns:
         y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-        NotImplementedError: forward-mode AD.
+        NotImplementedError: forward-mode AD; noise where it is not supported.
 
     Example:
         >>> y, (h,) = rnn_layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
@@ -133,6 +160,9 @@ def rnn_layer(
     args = (cell, x, h0, c0, lengths, reset_mask)
     options = (directions, batch_first, schedule, threads)
     watched = _watched()
+    if noise is not None and (watched or not getattr(x, "is_cpu", True)):
+        place = f"on {x.device.type}" if not x.is_cpu else "inside torch.compile, torch.export and torch.func"
+        _refuse_noise(function or function_of(cell), noise, place)
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
@@ -142,19 +172,21 @@ def rnn_layer(
             function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
         )
         if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
+            _refuse_noise(function, noise, "for tensor subclasses")
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     elif lengths is not None:
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
         if _exotic((lengths,)):
+            _refuse_noise(function, noise, "for tensor subclasses")
             return _states_of(cell, *_operators.call(args, list(weights), options))
     if _grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
-                y, *last = _Eager.apply(call, plain, cell, (lengths, reset_mask), options, x, h0, c0, *weights)
+                y, *last = _Eager.apply(call, plain, cell, (lengths, reset_mask), options, noise, x, h0, c0, *weights)
                 return y, tuple(last)
-    y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False)
+    y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False, noise=noise)
     return y, (h,) if c is None else (h, c)
 
 

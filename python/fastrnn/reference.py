@@ -4,26 +4,30 @@ Slow on purpose and easy to read; the compiled kernels are tested against it, FA
 call, and double backward differentiates it.
 
 A cell maps the input part x = W_ih x_t + b_ih [B, G*H] and the state entering the step to the state leaving it;
-w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights. Adding a cell is one function in CELLS.
+w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights, product(h, w, b) = W_hh h + b_hh. Adding a cell is one function in CELLS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ._noise import Noise, hits
+
 State = tuple[Tensor, ...]
 Activation = Callable[[Tensor], Tensor]
+Product = Callable[..., Tensor]  # torch.nn.functional.linear, or something on the way to it
 
 
 def _rnn(activation: Activation) -> Callable[..., State]:
     """Elman 1990: h' = activation(x + W h + b)."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
-        return (activation(x + linear(state[0], w, b)),)
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+        return (activation(x + product(state[0], w, b)),)
 
     return cell
 
@@ -36,31 +40,31 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
 def _lstm(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; gates i f g o."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
         h, c = state
-        i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
+        i, f, g, o = (x + product(h, w, b)).chunk(4, -1)
         c = gate(f) * c + gate(i) * g.tanh()
         return gate(o) * c.tanh(), c
 
     return cell
 
 
-def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
     """Greff et al. 2017: coupled input and forget gates, f = 1 - i; gates i g o."""
     h, c = state
-    i, g, o = (x + linear(h, w, b)).chunk(3, -1)
+    i, g, o = (x + product(h, w, b)).chunk(3, -1)
     c = c + i.sigmoid() * (g.tanh() - c)
     return o.sigmoid() * c.tanh(), c
 
 
-def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
     """Gers & Schmidhuber 2000: gates see the cell state, the output gate the new one; gates i f g o.
 
     b: [7*H], after the biases the peepholes of i, f and o.
     """
     h, c = state
     b, (pi, pf, po) = b[: w.shape[0]], b[w.shape[0] :].chunk(3)
-    i, f, g, o = (x + linear(h, w, b)).chunk(4, -1)
+    i, f, g, o = (x + product(h, w, b)).chunk(4, -1)
     new = (f + pf * c).sigmoid() * c + (i + pi * c).sigmoid() * g.tanh()
     return (o + po * new).sigmoid() * new.tanh(), new
 
@@ -68,10 +72,10 @@ def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State
 def _gru(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
         (h,) = state
         xr, xz, xn = x.chunk(3, -1)
-        hr, hz, hn = linear(h, w, b).chunk(3, -1)
+        hr, hz, hn = product(h, w, b).chunk(3, -1)
         r, z = gate(xr + hr), gate(xz + hz)
         n = (xn + r * hn).tanh()
         return (n + z * (h - n),)
@@ -82,33 +86,33 @@ def _gru(gate: Activation = torch.sigmoid) -> Callable[..., State]:
 def _gru_reset_before(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Cho et al. 2014, equations 5-8: the reset gate multiplies h before the recurrent product; gates r z n."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None) -> State:
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
         (h,) = state
         xr, xz, xn = x.chunk(3, -1)
         wr, wz, wn = w.chunk(3)
         br, bz, bn = (None,) * 3 if b is None else b.chunk(3)
-        r, z = gate(xr + linear(h, wr, br)), gate(xz + linear(h, wz, bz))
-        n = (xn + linear(r * h, wn, bn)).tanh()
+        r, z = gate(xr + product(h, wr, br)), gate(xz + product(h, wz, bz))
+        n = (xn + product(r * h, wn, bn)).tanh()
         return (n + z * (h - n),)
 
     return cell
 
 
-def fastrnn(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+def fastrnn(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
     """Kusupati et al. 2018, section 3.1: h' = alpha n + beta h. b: [3*H], after the bias alpha and beta."""
     (h,) = state
     bias, alpha, beta = b.chunk(3)
-    return (alpha * (x + linear(h, w, bias)).tanh() + beta * h,)
+    return (alpha * (x + product(h, w, bias)).tanh() + beta * h,)
 
 
-def fastgrnn(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+def fastgrnn(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
     """Kusupati et al. 2018, section 3.2: h' = (zeta (1 - z) + nu) n + z h.
 
     b: [4*H], the candidate's bias, what the gate's bias is above it, zeta and nu.
     """
     (h,) = state
     bias, more, zeta, nu = b.chunk(4)
-    a = x + linear(h, w, bias)
+    a = x + product(h, w, bias)
     z = (a + more).sigmoid()
     return ((zeta * (1 - z) + nu) * a.tanh() + z * h,)
 
@@ -116,10 +120,10 @@ def fastgrnn(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
 def _indrnn(activation: Activation) -> Callable[..., State]:
     """Li et al. 2018: h' = f(x + b + u h), element by element. w: [H, 0]; b: [2*H], the bias and u."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor) -> State:
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
         (h,) = state
         bias, u = b.chunk(2)
-        return (activation(x + linear(h[:, :0], w, bias) + u * h),)
+        return (activation(x + product(h[:, :0], w, bias) + u * h),)
 
     return cell
 
@@ -162,25 +166,41 @@ def _direction(
     state: State,
     valid: Tensor | None,  # [T, B, 1] bool, step t lies within the row
     fresh: Tensor | None,  # [T, B, 1] bool, the state entering step t is the zero state
-    backwards: bool,
+    direction: int,
+    noise: Noise | None,
 ) -> tuple[Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
+    if noise is not None and noise.h_mask is not None:
+        step = partial(step, product=lambda h, w, b: linear(h * noise.h_mask[direction], w, b))
     gates = linear(x, w_ih, b_ih)
-    T = x.shape[0]
+    T, B = x.shape[:2]
+    kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
     ys: list[Tensor] = [x] * T
-    for t in reversed(range(T)) if backwards else range(T):
+    for t in reversed(range(T)) if direction else range(T):
         entering = state
         if fresh is not None:
             entering = tuple(torch.where(fresh[t], torch.zeros_like(s), s) for s in state)
         leaving = step(gates[t], entering, w_hh, b_hh)
         if w_hr is not None:
             leaving = (linear(leaving[0], w_hr), *leaving[1:])
+        if kept:
+            leaving = tuple(new + k[t] * (old - new) for new, old, k in zip(leaving, entering, kept))
         ys[t] = leaving[0]
         if valid is not None:
             ys[t] = torch.where(valid[t], leaving[0], torch.zeros_like(leaving[0]))
             leaving = tuple(torch.where(valid[t], new, old) for new, old in zip(leaving, state))
         state = leaving
     return torch.stack(ys), state
+
+
+def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor) -> Tensor:
+    """How much of the state before a step stays: zeros and ones [T, B, H], or its expectation."""
+    rate = noise.zoneout[state]
+    if not rate:
+        return like.new_zeros(T, 1, 1)
+    if not noise.training:
+        return like.new_full((T, 1, 1), rate)
+    return hits(noise.seed, 2 * direction + state, T, B, like.shape[-1], rate).to(like)
 
 
 def layer(
@@ -191,6 +211,7 @@ def layer(
     lengths: Tensor | None = None,
     reset_mask: Tensor | None = None,
     directions: int = 1,
+    noise: Noise | None = None,
 ) -> tuple[Tensor, State]:
     """One recurrent layer, step by step.
 
@@ -203,6 +224,7 @@ def layer(
         reset_mask: [T, B] bool, where a new segment starts: no state crosses into step t from t-1, in either
             direction. Entries past a row's length do nothing.
         directions: 1, or 2 for a bidirectional layer.
+        noise: zoneout and the factors of recurrent dropout, see _noise.py.
 
     Returns:
         y [T, B, D*(H or P)] and the last states, shaped like `states`.
@@ -229,7 +251,7 @@ def layer(
     ys, lasts = [], []
     for d in range(directions):
         state = tuple(s[d] for s in states)
-        y, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d == 1)
+        y, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise)
         ys.append(y)
         lasts.append(last)
     return torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))

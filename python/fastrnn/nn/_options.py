@@ -47,13 +47,21 @@ def initialise(module: Module, hidden_size: int) -> None:
         torch.nn.init.uniform_(weight, -bound, bound)
 
 
-def make_stepper(cell: str, layers: Sequence[tuple[Tensor | None, ...]], batch_size: int) -> Any:
+def make_stepper(
+    cell: str,
+    layers: Sequence[tuple[Tensor | None, ...]],
+    batch_size: int,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+) -> Any:
     """The stepper for the device that the weights are on."""
     if layers[0][0].is_cpu:
         from .._stepper import Stepper
 
-        return Stepper(cell, layers, batch_size, framework="torch")
+        return Stepper(cell, layers, batch_size, "torch", zoneout)
     from .._device_stepper import DeviceStepper
+
+    if any(zoneout):
+        raise NotImplementedError("stepper: zoneout is not implemented on cuda, expected 0")
 
     return DeviceStepper(cell, layers, batch_size)
 

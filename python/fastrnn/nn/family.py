@@ -28,10 +28,9 @@ class _Family(_OneState):
         *,
         device: Any = None,
         dtype: Any = None,
-        **options: Any,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, True, batch_first, dropout, bidirectional, 0, device, dtype, **options
+            input_size, hidden_size, num_layers, True, batch_first, dropout, bidirectional, 0, device, dtype
         )
 
     def _derived(self) -> bool:
@@ -145,9 +144,9 @@ class IndRNN(_Family):
     ) -> None:
         _checks.indrnn_cell("IndRNN", nonlinearity)
         super().__init__(
-            input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device=device, dtype=dtype,
-            nonlinearity=nonlinearity,
-        )  # fmt: skip
+            input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device=device, dtype=dtype
+        )
+        self.nonlinearity = nonlinearity
 
     def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         H = self.hidden_size

@@ -11,7 +11,8 @@ from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._stack import Stack, as_pair, as_single, run
+from .._noise import Rates
+from .._stack import Stack, as_pair, as_single, rates_of, run
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
 
@@ -20,6 +21,7 @@ class _Recurrent(Module):
 
     _function: str
     _gates: int
+    _rates: Rates | None = None  # regularisers; on the class, so that converted modules have it
 
     def __init__(
         self,
@@ -62,6 +64,14 @@ class _Recurrent(Module):
                 self._all_weights.append(list(shapes))
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self.reset_parameters()
+
+    def _regularise(
+        self, zoneout: float | tuple[float, float], recurrent_dropout: float, weight_dropout: float, c: bool = False
+    ) -> None:
+        name = type(self).__name__
+        self.zoneout, self.recurrent_dropout, self.weight_dropout = zoneout, recurrent_dropout, weight_dropout
+        self._rates = rates_of(name, zoneout if c else (zoneout, 0.0), recurrent_dropout, weight_dropout)
+        _checks.check_zoneout(name, self._rates, self.proj_size)
 
     def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """The parameters of one direction of a layer with inputs of `width`, without the ends of their names."""
@@ -125,6 +135,7 @@ class _Recurrent(Module):
             (self.input_size, self.hidden_size, self.proj_size),
             self.batch_first,
             self.dropout,
+            rates=None if self._rates is None else self._rates.drawn(None, self.training),
         )
 
     def stepper(self, batch_size: int = 1) -> Any:
@@ -153,7 +164,8 @@ class _Recurrent(Module):
             w = weights[k : k + n]
             biases = w[2:4] if n >= 4 else (None, None)
             layers.append((w[0], w[1], *biases, w[-1] if n & 1 else None))
-        return make_stepper(self._cell(), layers, batch_size)
+        zoneout = (0.0, 0.0) if self._rates is None else self._rates.zoneout
+        return make_stepper(self._cell(), layers, batch_size, zoneout)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch prints them."""
@@ -161,7 +173,7 @@ class _Recurrent(Module):
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
-            "recurrent_activation": "sigmoid",
+            "recurrent_activation": "sigmoid", "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
@@ -179,6 +191,12 @@ class LSTM(_Recurrent):
             and direction, weight_peephole_l{k} [3*H], of the gates i, f and o.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3); the gates of Keras 2
             and ONNX, clip(0.2 x + 1/2, 0, 1), are these with the weights and biases of i, f and o times 1.2.
+        zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before; in eval mode
+            the expectation (Krueger et al. 2017).
+        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
+            it, in training (Gal & Ghahramani 2016).
+        weight_dropout: probability of dropping an entry of weight_hh for the whole sequence, in training (DropConnect;
+            Merity et al. 2018).
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -202,6 +220,9 @@ class LSTM(_Recurrent):
         coupled: bool = False,
         peepholes: bool = False,
         recurrent_activation: str = "sigmoid",
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
         _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation)
         self._gates = 3 if coupled else 4
@@ -209,6 +230,7 @@ class LSTM(_Recurrent):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
         )  # fmt: skip
+        self._regularise(zoneout, recurrent_dropout, weight_dropout, c=True)
 
     def _cell(self) -> str:
         return _checks.lstm_cell("LSTM", self.coupled, self.peepholes, self.recurrent_activation)
@@ -271,7 +293,8 @@ class GRU(_OneState):
     Args:
         reset_after: True as torch and cuDNN; False applies the reset gate before the recurrent product (Cho et al.
             2014).
-        recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM. The other arguments are those of torch.nn.GRU.
+        recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
+        zoneout, recurrent_dropout, weight_dropout: as in LSTM, zoneout of h. The other arguments are those of torch.nn.GRU.
 
     Example:
         >>> y, h = GRU(3, 4, reset_after=False)(torch.ones(5, 2, 3))
@@ -291,6 +314,9 @@ class GRU(_OneState):
         *,
         reset_after: bool = True,
         recurrent_activation: str = "sigmoid",
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -300,6 +326,7 @@ class GRU(_OneState):
         )
         self.reset_after = bool(reset_after)
         self.recurrent_activation = recurrent_activation
+        self._regularise(zoneout, recurrent_dropout, weight_dropout)
 
     def _cell(self) -> str:
         return _checks.gru_cell("GRU", self.reset_after, self.recurrent_activation)
@@ -309,7 +336,8 @@ class RNN(_OneState):
     """Drop-in for torch.nn.RNN, with ragged batches, resets and the sigmoid as a third nonlinearity.
 
     Args:
-        nonlinearity: "tanh", "relu" or "sigmoid". The other arguments are those of torch.nn.RNN.
+        nonlinearity: "tanh", "relu" or "sigmoid".
+        zoneout, recurrent_dropout, weight_dropout: as in LSTM, zoneout of h. The other arguments are those of torch.nn.RNN.
 
     Example:
         >>> y, h = RNN(3, 4, nonlinearity="relu")(torch.ones(5, 2, 3))
@@ -328,6 +356,9 @@ class RNN(_OneState):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -336,6 +367,7 @@ class RNN(_OneState):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
         )
         self.nonlinearity = nonlinearity
+        self._regularise(zoneout, recurrent_dropout, weight_dropout)
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"

@@ -1,0 +1,115 @@
+"""Random numbers of the regularisers: a function of a seed and of a place, the same on every backend (csrc/noise.h).
+
+>>> bool((hits(7, 0, 3, 2, 5, 0.5) == hits(7, 0, 3, 2, 5, 0.5)).all())
+True
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import DTypeError
+
+_64, _32 = (1 << 64) - 1, (1 << 32) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+# Streams: 2 d + s for zoneout of state s in direction d, and
+_RECURRENT_DROPOUT, _WEIGHT_DROPOUT = 8, 16
+
+
+class Noise(NamedTuple):
+    """The regularisers of one layer in one call."""
+
+    seed: int
+    zoneout: tuple[float, float]  # of h, c: probability that a unit keeps the state of the step before
+    training: bool  # False: the expectation
+    h_mask: Tensor | None = None  # [D, B, H or P] factors of h where the recurrent product reads it
+
+    def for_core(self) -> tuple[int, float, float, bool, int]:
+        """As _core takes it."""
+        return self.seed, *self.zoneout, self.training, 0 if self.h_mask is None else self.h_mask.data_ptr()
+
+
+class Rates(NamedTuple):
+    """What a module or function was asked for; probabilities in [0, 1]."""
+
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    seed: int = 0
+
+    def drawn(self, seed: int | None, training: bool) -> Rates | None:
+        """These for one call; a seed of None comes from torch's generator. None if nothing acts."""
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise DTypeError(f"seed is a {type(seed).__name__}, expected an int or None")
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                "zoneout, recurrent_dropout and weight_dropout are not implemented inside torch.compile, torch.export and "
+                "torch.func, expected 0"
+            )
+        if not training:
+            return self if any(self.zoneout) else None
+        return self._replace(seed=int(torch.randint(1 << 62, ())) if seed is None else seed & _64)
+
+    def of_layer(self, layer: int, training: bool, x: Tensor, B: int, width: int, D: int) -> Noise | None:
+        """The regularisers of layer number `layer`, for the dtype and device of x."""
+        p = self.recurrent_dropout if training else 0.0
+        if not (any(self.zoneout) or p):
+            return None
+        seed = self.seed_of(layer)
+        mask = None
+        if p:
+            kept = torch.stack([~hits(seed, _RECURRENT_DROPOUT + d, 1, B, width, p)[0] for d in range(D)])
+            mask = _scaled(kept, p, x)
+        return Noise(seed, self.zoneout, training, mask)
+
+    def seed_of(self, layer: int) -> int:
+        return _mix64_int((self.seed + layer * 0xD1B54A32D192ED03) & _64)
+
+    def drop_weights(self, layer: int, direction: int, w_hh: Tensor) -> Tensor:
+        """DropConnect (Wan et al. 2013; on R: Merity et al. 2018): single weights are zero for the whole sequence."""
+        p = self.weight_dropout
+        hit = hits(self.seed_of(layer), _WEIGHT_DROPOUT + direction, w_hh.shape[0], 1, w_hh.shape[1], p)[:, 0]
+        return w_hh * _scaled(~hit, p, w_hh)
+
+
+def _scaled(kept: Tensor, p: float, like: Tensor) -> Tensor:
+    return kept.to(like) / (1 - p) if p < 1 else torch.zeros_like(kept, dtype=like.dtype, device=like.device)
+
+
+def hits(seed: int, stream: int, T: int, B: int, units: int, rate: float) -> Tensor:
+    """Which units are hit, with probability `rate`, at each time and row: bool [T, B, units]."""
+    key = _mix64(torch.arange(T) + _as_signed(_mix64_int((seed + _GOLDEN * (stream + 1)) & _64)))
+    key = _mix64(key[:, None] + torch.arange(B))[..., None]
+    first = _mix32((torch.arange(units) + (key & _32)) & _32)
+    bits = _mix32(first ^ (_shift(key, 32)))
+    return bits < (_32 if rate >= 1 else int(rate * 2.0**32))
+
+
+def _as_signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical shift to the right of 64 bits, which torch keeps as signed numbers."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def _mix64_int(x: int) -> int:
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _64
+    return x ^ (x >> 31)
+
+
+def _mix64(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _as_signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _as_signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & _32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & _32
+    return x ^ (x >> 16)

@@ -1,0 +1,201 @@
+"""Zoneout, recurrent dropout and weight dropout: kernels against the oracle with the same random numbers, and the options."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import cases  # noqa: E402
+from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
+
+import fastrnn  # noqa: E402
+from fastrnn import _core, _noise, functional, nn  # noqa: E402
+from fastrnn._noise import Noise, hits  # noqa: E402
+
+I, H = 5, 17
+CASES = [
+    Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3),
+    Case(6, 1, 4, 100, batch_first=True),
+    Case(4, 13, 3, 16, D=2, bias=False, states=False),
+    Case(7, 3, 5, 48, D=2, P=5, ragged=True, reset=0.2),
+]
+EVERY = [(cell, case) for cell in CELLS for case in CASES if not case.P or cell in WITH_C]
+
+
+def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype) -> Noise:
+    zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
+    mask = None
+    if training and _core.CELLS[cell]["product"]:
+        kept = torch.stack([~hits(5, 8 + d, 1, case.B, case.P or case.H, 0.25)[0] for d in range(case.D)])
+        mask = kept.to(dtype) / 0.75
+    return Noise(0xFEDCBA9876543210, zoneout, training, mask)
+
+
+def oracle(i: cases.Inputs, noise: Noise) -> dict[str, torch.Tensor]:
+    return cases.oracle(i, noise if noise.h_mask is None else noise._replace(h_mask=noise.h_mask.double()))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("cell", "case"), EVERY, ids=[f"{cell}-{case}" for cell, case in EVERY])
+def test_matches_oracle(isa, cell, case, dtype, training):
+    inputs = cases.make(cell, case, dtype)
+    exact = inputs.to(torch.float64)
+    noise = noise_for(cell, case, training, dtype)
+    want, got = oracle(exact, noise), cases.kernel(inputs, noise=noise)
+    cases.assert_close(got, want, TOLERANCE[dtype]["output"])
+    cases.assert_close(cases.gradients(inputs, got), cases.gradients(exact, want), TOLERANCE[dtype]["gradient"])
+    with torch.no_grad():
+        cases.assert_close(cases.kernel(inputs, noise=noise), want, TOLERANCE[dtype]["output"])
+    plain = cases.kernel(inputs)
+    assert not torch.allclose(plain["y"], got["y"], atol=1e-2), "the noise did nothing"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_and_schedules_give_the_same_bits(isa, cell):
+    case = Case(9, 13, 5, 64, D=2, ragged=True, reset=0.2)
+    inputs, noise = cases.make(cell, case), noise_for(cell, case, True, torch.float32)
+    first = None
+    for schedule in ("batch_split", "hidden_split"):
+        for n in (1, 2, 3):
+            out = cases.kernel(inputs, schedule=schedule, threads=n, noise=noise)
+            found = out | cases.gradients(inputs, out)
+            first = first or found
+            assert all(torch.equal(found[name], first[name]) for name in found), (schedule, n)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_second_derivative(cell):
+    case = Case(3, 2, 2, 3, D=2, ragged=True)
+    inputs = cases.make(cell, case, torch.float64)
+    noise = noise_for(cell, case, True, torch.float64)
+
+    def second(outputs):
+        value = sum((o**3).sum() for o in outputs.values())
+        (g,) = torch.autograd.grad(value, inputs.x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), list(inputs), materialize_grads=True)
+
+    for got, want in zip(second(cases.kernel(inputs, noise=noise)), second(oracle(inputs, noise))):
+        assert torch.allclose(got, want, atol=1e-11)
+
+
+def test_random_numbers_are_spread_evenly():
+    for rate in (0.0, 0.1, 0.5, 1.0):
+        found = hits(3, 1, 50, 20, 1000, rate).double()
+        for dim in range(3):  # at every time, row and unit; five standard deviations
+            n = found.numel() / found.shape[dim]
+            means = found.mean(dim=[d for d in range(3) if d != dim])
+            assert ((means - rate).abs() <= 5 * (rate * (1 - rate) / n) ** 0.5 + 1e-12).all()
+    a = hits(3, 0, 60, 60, 256, 0.5).double().flatten(0, 1) - 0.5
+    correlation = (a @ a.T) / 256 * 4  # between rows and times
+    assert (correlation - torch.eye(3600)).abs().max() < 0.45
+    others = [hits(*key, 4, 4, 64, 0.5) for key in ((3, 0), (4, 0), (3, 1), (2**64 - 1, 0))]
+    assert all(0.3 < (x != y).double().mean() < 0.7 for k, x in enumerate(others) for y in others[:k])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_modules(kind):
+    x = torch.randn(12, 4, I)
+    options = {"zoneout": (0.1, 0.3) if kind == "LSTM" else 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4}
+    module = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, **options)
+    assert "recurrent_dropout=0.3" in repr(module)
+    weights = module._flat_weights
+    call = getattr(functional, kind.lower())
+    torch.manual_seed(1)
+    first = module(x)[0]
+    assert not torch.equal(module(x)[0], first), "every call draws"
+    torch.manual_seed(1)
+    assert torch.equal(module(x)[0], first)
+    torch.manual_seed(1)
+    seed = int(torch.randint(1 << 62, ()))
+    assert torch.equal(call(x, None, weights, bidirectional=True, training=True, seed=seed, **options)[0], first)
+    first.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in module.parameters())
+    module.eval()
+    y = module(x)[0]
+    assert torch.equal(module(x)[0], y)
+    assert torch.equal(call(x, None, weights, bidirectional=True, **options)[0], y)
+    ours = getattr(fastrnn.numpy, kind).from_torch(module)
+    assert torch.equal(torch.from_numpy(ours(x.numpy())[0]), y)
+    alone = getattr(nn, kind)(I, H, zoneout=0.25).eval()
+    step, other = alone.stepper(4), getattr(fastrnn.numpy, kind).from_torch(alone).stepper(4)
+    for t in range(12):
+        last, same = step(x[t]).clone(), other(x[t].numpy())
+    assert torch.equal(last, alone(x)[0][-1]) and torch.equal(torch.from_numpy(same), last)
+    with pytest.raises(TypeError, match=f"{kind} with zoneout=0.25, which torch.nn does not have"):
+        fastrnn.to_torch(alone)
+    packed = torch.nn.utils.rnn.pack_sequence([x[:9, 0], x[:4, 1]])
+    assert module(packed)[0].data.shape == (13, 2 * H)
+
+
+def test_expectation_is_the_mean_of_one_step():
+    module = nn.LSTM(I, H, zoneout=(0.3, 0.6))
+    x, states = torch.randn(1, 1, I), (torch.randn(1, 1, H), torch.randn(1, 1, H))
+    many = [module(x.expand(1, 4000, I), tuple(s.expand(1, 4000, H).contiguous() for s in states))[1]]
+    module.eval()
+    want = module(x, states)[1]
+    for got, expected in zip(many[0], want):
+        assert torch.allclose(got.mean(1, keepdim=True), expected, atol=0.05)
+
+
+def test_zoneout_and_weight_dropout_of_one_keep_everything_and_nothing():
+    x, h = torch.randn(6, 3, I), torch.randn(1, 3, H)
+    module = nn.GRU(I, H, zoneout=1.0)
+    assert torch.equal(module(x, h)[0][-1], h[0])
+    without = nn.RNN(I, H, weight_dropout=1.0)
+    weights = [w if k != 1 else torch.zeros_like(w) for k, w in enumerate(without._flat_weights)]
+    assert torch.equal(without(x)[0], functional.rnn(x, None, weights)[0])
+
+
+def test_weight_dropout_is_a_mask_on_the_recurrent_matrix():
+    x = torch.randn(6, 3, I)
+    module = nn.LSTM(I, H)
+    w_ih, w_hh, *biases = module._flat_weights
+    hit = hits(_noise.Rates(seed=7).seed_of(0), 16, 4 * H, 1, H, 0.4)[:, 0]
+    want = functional.lstm(x, None, [w_ih, w_hh * ~hit / 0.6, *biases])[0]
+    got = functional.lstm(x, None, module._flat_weights, weight_dropout=0.4, training=True, seed=7)[0]
+    assert torch.allclose(got, want, atol=1e-6)
+    assert torch.equal(functional.lstm(x, None, module._flat_weights, weight_dropout=0.4)[0], module(x)[0])
+
+
+def test_bad_options():
+    for name in ("zoneout", "recurrent_dropout", "weight_dropout"):
+        for bad in (-0.1, 1.5, float("nan"), "0.1", True):
+            with pytest.raises(ValueError, match=rf"GRU: {name} is .*, expected a probability in \[0, 1\]"):
+                nn.GRU(I, H, **{name: bad})
+    with pytest.raises(ValueError, match=r"LSTM: zoneout of c is 2, expected a probability"):
+        nn.LSTM(I, H, zoneout=(0.1, 2))
+    with pytest.raises(fastrnn.ShapeError, match="LSTM: zoneout has 3 entries, expected 2: of h and of c"):
+        nn.LSTM(I, H, zoneout=(0.1, 0.1, 0.1))
+    with pytest.raises(ValueError, match=r"LSTM: zoneout of h is 0.1 with a projection of 3, expected 0"):
+        nn.LSTM(I, H, proj_size=3, zoneout=0.1)
+    nn.LSTM(I, H, proj_size=3, zoneout=(0.0, 0.1))(torch.ones(2, 1, I))
+    with pytest.raises(TypeError, match="seed is a str, expected an int or None"):
+        functional.gru(torch.ones(2, 1, I), None, nn.GRU(I, H)._flat_weights, zoneout=0.1, training=True, seed="7")
+    with pytest.raises(TypeError, match="zoneout"):
+        nn.FastRNN(I, H, zoneout=0.1)
+    for value in ("x", None):
+        with pytest.raises(fastrnn.DTypeError, match="gru: x is a"):
+            nn.GRU(I, H, zoneout=0.1)(value)
+
+
+def test_where_it_is_not_implemented_it_says_so():
+    module, x = nn.GRU(I, H, zoneout=0.1), torch.randn(4, 2, I)
+    with pytest.raises(
+        NotImplementedError, match="zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
+    ):
+        torch.func.vmap(lambda row: module(row[:, None])[0], randomness="different")(x.transpose(0, 1))
+    with pytest.raises(
+        NotImplementedError, match="zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
+    ):
+        torch.func.grad(lambda x: functional.gru(x, None, module._flat_weights, zoneout=0.1)[0].sum())(x)
+
+
+def test_layers_and_directions_draw_different_numbers():
+    rates = _noise.Rates((0.5, 0.5), 0.5, 0.5).drawn(3, True)
+    a, b = (rates.of_layer(k, True, torch.ones(1), 64, 64, 2) for k in (0, 1))
+    assert a.seed != b.seed and not torch.equal(a.h_mask, b.h_mask) and not torch.equal(a.h_mask[0], a.h_mask[1])
+    w = torch.ones(64, 64)
+    drops = [rates.drop_weights(k, d, w) for k in (0, 1) for d in (0, 1)]
+    assert all(not torch.equal(x, y) for i, x in enumerate(drops) for y in drops[:i])
