@@ -118,9 +118,10 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
                   int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
                   const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
                   int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, Address reserve,
-                  Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dx,
-                  int64_t dx_stride_t, int64_t dx_stride_b, const Addresses& dstates_in, const Addresses& dweights,
-                  const std::string& schedule, int threads, const Noise& noise) {
+                  Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dc,
+                  int64_t dc_stride_t, int64_t dc_stride_b, Address dx, int64_t dx_stride_t, int64_t dx_stride_b,
+                  const Addresses& dstates_in, const Addresses& dweights, const std::string& schedule, int threads,
+                  const Noise& noise) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
@@ -134,6 +135,9 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
     p.dy = at<const E>(dy);
     p.dy_stride_t = dy_stride_t;
     p.dy_stride_b = dy_stride_b;
+    p.dc = at<const E>(dc);
+    p.dc_stride_t = dc_stride_t;
+    p.dc_stride_b = dc_stride_b;
     p.dx = at<E>(dx);
     p.dx_stride_t = dx_stride_t;
     p.dx_stride_b = dx_stride_b;

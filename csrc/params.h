@@ -70,7 +70,9 @@ struct RnnBackward : RnnInput<T> {
   const T* dy;  // [T, B, D*out()], null = zero
   int64_t dy_stride_t, dy_stride_b;
   const T* dstates_out[kMaxStates];  // null = zero
-  T* dx;                             // [T, B, I], null = not wanted
+  const T* dc;                       // [T, B, D*H], gradient of c of every step, null = zero
+  int64_t dc_stride_t, dc_stride_b;
+  T* dx;  // [T, B, I], null = not wanted
   int64_t dx_stride_t, dx_stride_b;
   T* dstates_in[kMaxStates];  // null = not wanted
   RnnGrads<T> grads[2];

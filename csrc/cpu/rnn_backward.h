@@ -66,6 +66,7 @@ class BackwardRun {
 
   struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
+    const T* dc;             // [H] gradient of c from above, null for none
     const T *dh_in, *dc_in;  // carried state gradient entering from step k+1; zeros where a segment ends
     T *dh_out, *dc_out;      // carried on to step k-1
     T *dx, *dr;              // [kColumns*Hp] gate gradients of this step
@@ -240,6 +241,7 @@ class BackwardRun {
       row.h_prev = h_before(rows_, i, k);
       row.c_prev = first ? zeros_ : k == 0 ? c0_ + o * kExtra * Hp_ : reserve_at(time(rows_, i, k - 1), b) + K * Hp_;
       row.dy = p_.dy ? p_.dy + t * p_.dy_stride_t + b * p_.dy_stride_b + d_ * s_.out() : zeros_;
+      row.dc = p_.dc ? p_.dc + t * p_.dc_stride_t + b * p_.dc_stride_b + d_ * s_.H : nullptr;
       row.dh_out = dh_ + o * width;
       row.dc_out = dc_ + o * kExtra * Hp_;
       row.dh_in = cut || (s_.P && !last) ? zeros_ : row.dh_out;
@@ -316,6 +318,7 @@ class BackwardRun {
       s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
       ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
     }
+    if (kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
     V kept[Cell::kStates];  // what goes straight to the state before
     for (int q = 0; q < Cell::kStates; ++q) {
       const double rate = q ? p_.zoneout.rate[1] : p_.zoneout.rate[0];

@@ -83,6 +83,9 @@ def rnn_backward(
     dy_stride_t: int,
     dy_stride_b: int,
     dstates_out: list[int],  # 0 = zero
+    dc: int,  # [T, B, D*H] gradient of c of every step, 0 = zero
+    dc_stride_t: int,
+    dc_stride_b: int,
     dx: int,  # outputs from here on: overwritten, 0 = not wanted
     dx_stride_t: int,
     dx_stride_b: int,

@@ -272,8 +272,9 @@ def backward(
     wanted: Sequence[bool],
     call: tuple | None = None,
     noise: None = None,
+    dcs: None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call` and `noise` are for CPUs."""
+    """As _kernels.backward(); `call`, `noise` and `dcs` are for CPUs."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     recurrence = _Recurrence(cell, x, ways, (lengths, reset_mask), (T, B, I, H, directions), batch_first, schedule)

@@ -353,10 +353,12 @@ def backward(
     wanted: Sequence[bool],
     call: tuple | None = None,
     noise: Noise | None = None,
+    dcs: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
-    `call` is what prepare() found in forward, if anything: it saves a second look at every tensor.
+    `call` is what prepare() found in forward, if anything: it saves a second look at every tensor. dcs: the gradient of
+    c of every step, [T, B, D*H] or [B, T, D*H].
     """
     if call is None or not _still_there(call, x, weights, (h0, c0, reset_mask)):
         call = prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, None)
@@ -369,6 +371,9 @@ def backward(
     dy_t = dy_b = 0
     if dy is not None:
         dy, dy_t, dy_b = _rows(cell, "dy", dy, batch_first)
+    dcs_t = dcs_b = 0
+    if dcs is not None:
+        dcs, dcs_t, dcs_b = _rows(cell, "dc", dcs, batch_first)
     lengths64 = _checked_lengths(cell, lengths, T)
     reserve = _dense(cell, "reserve", reserve)
 
@@ -383,7 +388,7 @@ def backward(
     _core_backward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
         *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
-        [_address(dh), _address(dc)][:S], dx, dx_t, dx_b, [dh0, dc0][:S],
+        [_address(dh), _address(dc)][:S], _address(dcs), dcs_t, dcs_b, dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
         _QUIET if noise is None else noise.for_core(),
     )  # fmt: skip
@@ -392,6 +397,26 @@ def backward(
         inputs = (x, h0, c0, *weights)
         check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first, noise), (dy, dh, dc), wanted, found)
     return found
+
+
+def kept_states(
+    cell: str, reserve: Tensor, H: int, lengths: Tensor | None, batch_first: bool, with_gates: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the gates
+    after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths."""
+    G, S, slots, *_ = CELLS[cell]
+    kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)
+    first = slots - (S - 1)
+    c = kept[..., first, :].flatten(2) if S == 2 else None
+    gates = kept[..., :G, :].clone(memory_format=torch.contiguous_format) if with_gates else None
+    if lengths is not None:
+        T = kept.shape[1 if batch_first else 0]
+        beyond = torch.arange(T, device=reserve.device)[:, None] >= lengths.to(reserve.device)
+        beyond = beyond.t() if batch_first else beyond
+        c = None if c is None else c.masked_fill(beyond[..., None], 0)
+        if with_gates:
+            gates.masked_fill_(beyond[..., None, None, None], 0)
+    return c, gates
 
 
 def oracle(
@@ -405,8 +430,9 @@ def oracle(
     directions: int,
     batch_first: bool,
     noise: Noise | None = None,
+    return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The same layer by reference.layer(): y, h and, for the LSTM, c."""
+    """The same layer by reference.layer(): y, h and, for the LSTM, c; with return_states then c of every step."""
     if batch_first:
         x = x.transpose(0, 1)
         reset_mask = None if reset_mask is None else reset_mask.t()
@@ -414,8 +440,9 @@ def oracle(
     states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
     if CELLS[cell][1] == 2:
         states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
-    y, last = reference.layer(cell, x, weights, states, lengths, reset_mask, directions, noise)
-    return y.transpose(0, 1) if batch_first else y, *last
+    y, last, *cs = reference.layer(cell, x, weights, states, lengths, reset_mask, directions, noise, return_states)
+    y, *cs = (t.transpose(0, 1) if batch_first else t for t in (y, *cs))
+    return y, *last, *cs
 
 
 def _compare(cell: str, what: str, got: Sequence[Tensor | None], want: Sequence[Tensor]) -> None:

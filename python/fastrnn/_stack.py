@@ -16,7 +16,7 @@ from . import _backends, _checks
 from ._kernels import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
 from ._noise import Rates
-from .ops import rnn_layer
+from .ops import Keep, rnn_layer
 
 State = tuple[Tensor, ...]
 _autocast_enabled = torch.is_autocast_enabled
@@ -35,6 +35,18 @@ class Stack(NamedTuple):
     dropout: float
     suffix: str = "_l0"  # of the first layer's names; empty for a cell module
     rates: Rates | None = None  # regularisers of the recurrence; None without
+    kept: list[tuple[Tensor | None, ...]] | None = None  # gets h, c and gates of each layer; None if nobody asks
+    with_gates: bool = False
+
+
+class States(NamedTuple):
+    """The states of all steps, layer by layer; zero past the lengths."""
+
+    h: tuple[Tensor, ...]  # L times [T, B, D*(H or P)], the output of each layer
+    c: tuple[Tensor, ...]  # L times [T, B, D*H]; empty for cells without c
+    gates: tuple[
+        Tensor, ...
+    ]  # L times [T, B, D, G, H], after their activation, without gradient; empty unless asked for
 
 
 def as_pair(function: str, state: object) -> State | None:
@@ -133,6 +145,10 @@ def run(
     reset_mask: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, State]:
     """The stack over x in any of its forms: batched, unbatched or packed."""
+    if stack.kept is not None and isinstance(x, PackedSequence):
+        raise ValueError(
+            f"{stack.function}: return_states is True with a PackedSequence, expected a tensor and lengths"
+        )
     if isinstance(x, Tensor) and x.ndim == 3:
         if lengths is not None:
             lengths = _as_lengths(stack.function, lengths, x)
@@ -157,7 +173,16 @@ def run(
     y, last = run_batched(
         stack._replace(batch_first=False), x.unsqueeze(1), states, weights, training, None, reset_mask
     )
+    if stack.kept is not None:
+        stack.kept[:] = [tuple(None if t is None else t.squeeze(1) for t in layer) for layer in stack.kept]
     return y.squeeze(1), tuple(s.squeeze(1) for s in last)
+
+
+def run_with_states(stack: Stack, gates: bool, *args: object) -> tuple[Tensor | PackedSequence, State, States]:
+    """run(), and the states of every step."""
+    stack = stack._replace(kept=[], with_gates=gates)
+    y, last = run(stack, *args)
+    return y, last, States(*((() if of[0] is None else of) for of in zip(*stack.kept)))
 
 
 def _as_lengths(function: str, lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
@@ -236,8 +261,8 @@ def run_batched(
         x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
     ):
         return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
-    if stack.layers == 1 and stack.rates is None:
-        function, cell, _, D, _, sizes, batch_first, _, suffix, _ = stack
+    if stack.layers == 1 and stack.rates is None and stack.kept is None:
+        function, cell, _, D, _, sizes, batch_first, _, suffix, *_ = stack
         return rnn_layer(
             cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=suffix, expected=sizes,
@@ -254,7 +279,7 @@ def _run_layers(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates = stack
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates = stack
     if rates is not None or states is not None:
         check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
     if states is not None:
@@ -269,13 +294,16 @@ def _run_layers(
     for k in range(L):
         if k and p and training:
             x = _dropout(x, p)
+        keep = None if kept is None else Keep(with_gates)
         x, last = rnn_layer(
             cell, x, weights[k * n : (k + 1) * n],
             None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
-            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D),
+            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), keep=keep,
         )  # fmt: skip
+        if kept is not None:
+            kept.append((x, keep.c, keep.gates))
         lasts.append(last)
     return x, tuple(torch.cat(s) for s in zip(*lasts))
 
@@ -317,4 +345,6 @@ def _run_narrow(
 
     states = None if states is None else tuple(widen(s) for s in states)
     y, last = _run_layers(stack, widen(x), states, [widen(w) for w in weights], training, lengths, reset_mask)
+    if stack.kept is not None:
+        stack.kept[:] = [tuple(None if t is None else t.to(dtype) for t in layer) for layer in stack.kept]
     return y.to(dtype), tuple(s.to(dtype) for s in last)

@@ -36,38 +36,68 @@ class _Eager(torch.autograd.Function):
     """Path 2. `plain` is what prepare() found, kept for backward: addresses, unlike prepare_any()'s copies."""
 
     @staticmethod
-    def forward(ctx, call, plain, cell, rows, options, noise, x, h0, c0, *weights):
+    def forward(ctx, call, plain, cell, rows, options, noise, keep, x, h0, c0, *weights):
         y, h, c, reserve = _backends.kernels_of(x).forward(
             call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise
         )
         ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
-        ctx.plain, ctx.cell, ctx.options, ctx.noise = plain, cell, options, noise
+        ctx.plain, ctx.cell, ctx.options, ctx.noise, ctx.keep = plain, cell, options, noise, keep is not None
         ctx.set_materialize_grads(False)
-        return (y, h) if c is None else (y, h, c)
+        if keep is None:
+            return (y, h) if c is None else (y, h, c)
+        cs, keep.gates = keep.states(cell, reserve, weights, rows[0], options[1])
+        return (y, h) if c is None else (y, h, c, cs)
 
     @staticmethod
-    def backward(ctx, dy, dh, dc=None):
+    def backward(ctx, dy, dh, dc=None, dcs=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
         options, noise = ctx.options, ctx.noise
-        wanted = ctx.needs_input_grad[6:]
+        wanted = ctx.needs_input_grad[7:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
-        if _grad_enabled() or _watched() or _exotic((dy, dh, dc)):  # the first: create_graph=True
-            if noise is not None:
-                found = _restated_gradients(args, weights, options, noise, (dy, dh, dc), wanted)
+        if _grad_enabled() or _watched() or _exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
+            if noise is not None or dcs is not None:
+                above = (dy, dh, dc, dcs) if dcs is not None else (dy, dh, dc)
+                found = _restated_gradients(args, weights, options, noise, above, wanted)
             else:
                 found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
             backward = _backends.kernels_of(x).backward
-            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise)
-        return None, None, None, None, None, None, *_operators.spread(found, wanted)
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise, dcs)
+        return None, None, None, None, None, None, None, *_operators.spread(found, wanted)
+
+
+class Keep:
+    """What a caller of rnn_layer() wants of every step, and finds here afterwards.
+
+    Attributes:
+        c: [T, B, D*H] ([B, T, D*H] with batch_first), differentiable; None for cells without c.
+        gates: [T, B, D, G, H] after their activation, without gradient; None unless asked for.
+    """
+
+    def __init__(self, gates: bool = False):
+        self._with_gates = gates
+        self.c: Tensor | None = None
+        self.gates: Tensor | None = None
+
+    def states(
+        self, cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        H = weights[0].shape[0] // CELLS[cell][0]
+        return _kernels.kept_states(cell, reserve, H, lengths, batch_first, self._with_gates)
 
 
 def _restated_gradients(
-    args: tuple, weights: Sequence[Tensor], options: tuple, noise: Noise, above: Sequence[Tensor | None], wanted: tuple
+    args: tuple,
+    weights: Sequence[Tensor],
+    options: tuple,
+    noise: Noise | None,
+    above: Sequence[Tensor | None],
+    wanted: tuple,
 ) -> list[Tensor]:
-    """Gradients that can be differentiated again, of a layer with regularisers: by the oracle, with the same noise."""
+    """Gradients that can be differentiated again, of a layer with regularisers or with c of every step: by the oracle, with
+    the same noise."""
     cell, x, h0, c0, lengths, reset_mask = args
-    outs = _kernels.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise)
+    outs = _kernels.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4)
     pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
     chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
     outs, above = zip(*pairs)
@@ -91,10 +121,10 @@ def _exotic(tensors: Sequence[Tensor | None]) -> bool:
     return any(type(t) not in (Tensor, Parameter) or t.is_meta for t in tensors if t is not None)
 
 
-def _refuse_noise(function: str, noise: Noise | None, place: str) -> None:
-    if noise is not None:
+def _refuse(function: str, special: bool, place: str) -> None:
+    if special:
         raise NotImplementedError(
-            f"{function}: zoneout and recurrent_dropout are not implemented {place}, expected both to be 0"
+            f"{function}: zoneout, recurrent_dropout and return_states are not implemented {place}, expected none of them"
         )
 
 
@@ -124,6 +154,7 @@ def rnn_layer(
     suffix: str = "",
     expected: tuple[int, int, int] | None = None,
     noise: Noise | None = None,
+    keep: Keep | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one recurrent layer; differentiable, traceable.
 
@@ -141,6 +172,7 @@ def rnn_layer(
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
         noise: zoneout and recurrent dropout of this call, on CPUs, outside of torch.compile and torch.func.
+        keep: gets the states of every step, where noise works.
 
     Returns:
         y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
@@ -160,9 +192,10 @@ def rnn_layer(
     args = (cell, x, h0, c0, lengths, reset_mask)
     options = (directions, batch_first, schedule, threads)
     watched = _watched()
-    if noise is not None and (watched or not getattr(x, "is_cpu", True)):
+    special = noise is not None or keep is not None
+    if special and (watched or not getattr(x, "is_cpu", True)):
         place = f"on {x.device.type}" if not x.is_cpu else "inside torch.compile, torch.export and torch.func"
-        _refuse_noise(function or function_of(cell), noise, place)
+        _refuse(function or function_of(cell), special, place)
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
@@ -172,21 +205,27 @@ def rnn_layer(
             function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
         )
         if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
-            _refuse_noise(function, noise, "for tensor subclasses")
+            _refuse(function, special, "for tensor subclasses")
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     elif lengths is not None:
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
         if _exotic((lengths,)):
-            _refuse_noise(function, noise, "for tensor subclasses")
+            _refuse(function, special, "for tensor subclasses")
             return _states_of(cell, *_operators.call(args, list(weights), options))
     if _grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
-                y, *last = _Eager.apply(call, plain, cell, (lengths, reset_mask), options, noise, x, h0, c0, *weights)
+                rows = (lengths, reset_mask)
+                y, *last = _Eager.apply(call, plain, cell, rows, options, noise, keep, x, h0, c0, *weights)
+                if keep is not None and CELLS[cell][1] == 2:
+                    keep.c = last.pop()
                 return y, tuple(last)
-    y, h, c, _ = _backends.kernels_of(x).forward(call, *args, weights, *options, False, noise=noise)
+    training = keep is not None
+    y, h, c, reserve = _backends.kernels_of(x).forward(call, *args, weights, *options, training, noise=noise)
+    if keep is not None:
+        keep.c, keep.gates = keep.states(cell, reserve, weights, lengths, batch_first)
     return y, (h,) if c is None else (h, c)
 
 

@@ -168,7 +168,7 @@ def _direction(
     fresh: Tensor | None,  # [T, B, 1] bool, the state entering step t is the zero state
     direction: int,
     noise: Noise | None,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
     if noise is not None and noise.h_mask is not None:
         step = partial(step, product=lambda h, w, b: linear(h * noise.h_mask[direction], w, b))
@@ -176,6 +176,7 @@ def _direction(
     T, B = x.shape[:2]
     kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
     ys: list[Tensor] = [x] * T
+    cs = list(ys)
     for t in reversed(range(T)) if direction else range(T):
         entering = state
         if fresh is not None:
@@ -185,12 +186,12 @@ def _direction(
             leaving = (linear(leaving[0], w_hr), *leaving[1:])
         if kept:
             leaving = tuple(new + k[t] * (old - new) for new, old, k in zip(leaving, entering, kept))
-        ys[t] = leaving[0]
+        ys[t], cs[t] = leaving[0], leaving[-1]
         if valid is not None:
-            ys[t] = torch.where(valid[t], leaving[0], torch.zeros_like(leaving[0]))
+            ys[t], cs[t] = (torch.where(valid[t], s, torch.zeros_like(s)) for s in (ys[t], cs[t]))
             leaving = tuple(torch.where(valid[t], new, old) for new, old in zip(leaving, state))
         state = leaving
-    return torch.stack(ys), state
+    return torch.stack(ys), torch.stack(cs), state
 
 
 def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ def layer(
     reset_mask: Tensor | None = None,
     directions: int = 1,
     noise: Noise | None = None,
-) -> tuple[Tensor, State]:
+    return_states: bool = False,
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One recurrent layer, step by step.
 
     Args:
@@ -225,9 +227,10 @@ def layer(
             direction. Entries past a row's length do nothing.
         directions: 1, or 2 for a bidirectional layer.
         noise: zoneout and the factors of recurrent dropout, see _noise.py.
+        return_states: True to return c of every step as well.
 
     Returns:
-        y [T, B, D*(H or P)] and the last states, shaped like `states`.
+        y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
 
     Example:
         >>> y, (h,) = layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
@@ -248,13 +251,15 @@ def layer(
         starts = reset_mask.bool().unsqueeze(-1)
         starts = starts if valid is None else starts & valid
         fresh = [starts, torch.cat([starts[1:], torch.zeros_like(starts[:1])])]
-    ys, lasts = [], []
+    ys, cs, lasts = [], [], []
     for d in range(directions):
         state = tuple(s[d] for s in states)
-        y, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise)
+        y, c, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise)
         ys.append(y)
+        cs.append(c)
         lasts.append(last)
-    return torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))
+    found = torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))
+    return (*found, torch.cat(cs, -1)) if return_states else found
 
 
 def additive_attention(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._noise import Rates
-from .._stack import Stack, as_pair, as_single, rates_of, run
+from .._stack import Stack, as_pair, as_single, rates_of, run, run_with_states
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
 
@@ -138,6 +138,20 @@ class _Recurrent(Module):
             rates=None if self._rates is None else self._rates.drawn(None, self.training),
         )
 
+    def _run(
+        self,
+        x: Tensor | PackedSequence,
+        states: tuple[Tensor, ...] | None,
+        lengths: Tensor | Sequence[int] | None,
+        reset_mask: Tensor | None,
+        return_states: bool,
+        return_gates: bool,
+    ) -> tuple:
+        args = x, states, self._flat_weights, self.training, lengths, reset_mask
+        if return_states or return_gates:
+            return run_with_states(self._stack(), return_gates, *args)
+        return run(self._stack(), *args)
+
     def stepper(self, batch_size: int = 1) -> Any:
         """A stepper with this module's weights, copied now: one time step per call, state kept inside.
 
@@ -253,6 +267,8 @@ class LSTM(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs all layers.
 
@@ -261,15 +277,18 @@ class LSTM(_Recurrent):
             hx: (h0 [L*D, B, P or H], c0 [L*D, B, H]); None for zeros.
             lengths: [B] integers, the true length of each row; y is zero past it.
             reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts.
+            return_states: True to return the states of every step as well, differentiable.
+            return_gates: the same, with the gates after their activation, without gradient, for looking at.
 
         Returns:
-            y [T, B, D*(P or H)] in the layout of input, and (h, c) shaped like hx.
+            y [T, B, D*(P or H)] in the layout of input, and (h, c) shaped like hx; then, if asked for, States: tuples h,
+            c, gates with a tensor for each layer, [T, B, D*(P or H)], [T, B, D*H] and [T, B, D, G, H].
 
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
         """
-        y, last = run(self._stack(), input, as_pair("lstm", hx), self._flat_weights, self.training, lengths, reset_mask)
-        return y, last
+        states = as_pair("lstm", hx)
+        return self._run(input, states, lengths, reset_mask, return_states, return_gates)
 
 
 class _OneState(_Recurrent):
@@ -280,11 +299,13 @@ class _OneState(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers; as LSTM.forward(), but the state is one tensor h [L*D, B, H]."""
         states = as_single(self._function, hx)
-        y, last = run(self._stack(), input, states, self._flat_weights, self.training, lengths, reset_mask)
-        return y, last[0]
+        y, last, *more = self._run(input, states, lengths, reset_mask, return_states, return_gates)
+        return y, last[0], *more
 
 
 class GRU(_OneState):

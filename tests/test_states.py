@@ -1,0 +1,120 @@
+"""The states and gates of every step: values, gradients, and what cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import cases  # noqa: E402
+from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
+
+import fastrnn  # noqa: E402
+from fastrnn import nn, ops, reference  # noqa: E402
+
+I, H = 5, 17
+CASES = [
+    Case(6, 5, 4, 33, D=2, ragged=True, reset=0.3),
+    Case(5, 1, 3, 16, batch_first=True),
+    Case(4, 3, 2, 20, D=2, P=7, ragged=True, batch_first=True),
+]
+
+
+def outputs(i: cases.Inputs, layer) -> dict[str, torch.Tensor]:
+    """y, h, c and c of every step."""
+    if layer is reference.layer:
+        x, mask = i.x, i.reset_mask
+        if i.case.batch_first:
+            x, mask = x.transpose(0, 1), None if mask is None else mask.t()
+        y, last, cs = layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, None, True)
+        y, cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, cs))
+    else:
+        keep = ops.Keep()
+        y, last = layer(
+            i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask, directions=i.case.D,
+            batch_first=i.case.batch_first, keep=keep,
+        )  # fmt: skip
+        cs = keep.c
+    return dict(zip(("y", "h", "c", "cs"), (y, *last, cs)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("cell", WITH_C)
+def test_c_of_every_step_matches_oracle(isa, cell, case, dtype):
+    inputs = cases.make(cell, case, dtype)
+    exact = inputs.to(torch.float64)
+    want, got = outputs(exact, reference.layer), outputs(inputs, ops.rnn_layer)
+    cases.assert_close(got, want, TOLERANCE[dtype]["output"])
+    cases.assert_close(cases.gradients(inputs, got), cases.gradients(exact, want), TOLERANCE[dtype]["gradient"])
+    with torch.no_grad():
+        cases.assert_close(outputs(inputs, ops.rnn_layer), want, TOLERANCE[dtype]["output"])
+
+
+@pytest.mark.parametrize("cell", WITH_C)
+def test_second_derivative(cell):
+    inputs = cases.make(cell, Case(3, 2, 2, 3, D=2, ragged=True), torch.float64)
+    found = []
+    for layer in (ops.rnn_layer, reference.layer):
+        value = (outputs(inputs, layer)["cs"] ** 3).sum()
+        (g,) = torch.autograd.grad(value, inputs.x, create_graph=True)
+        found.append(torch.autograd.grad(g.square().sum(), list(inputs)))
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gates_are_those_of_the_equations(cell):
+    """One step from zero: what the gates are made of is known."""
+    inputs = cases.make(cell, Case(1, 3, 4, 17, D=2, states=False))
+    keep = ops.Keep(gates=True)
+    y, _ = ops.rnn_layer(cell, inputs.x, inputs.weights, directions=2, keep=keep)
+    G = fastrnn._core.CELLS[cell]["gates"]
+    assert keep.gates.shape == (1, 3, 2, G, 17) and not keep.gates.requires_grad
+    if cell.startswith("rnn_") or cell == "lstm":
+        w_ih, _, b_ih, b_hh = inputs.weights[:4]
+        a = torch.nn.functional.linear(inputs.x[0], w_ih, b_ih + b_hh).view(3, G, 17)
+        if cell == "lstm":
+            i, f, g, o = a.unbind(1)
+            want = torch.stack((i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()), 1)
+        else:
+            want = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[cell[4:]](a)
+        assert torch.allclose(keep.gates[0, :, 0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_modules_return_the_states_of_every_layer(batch_first):
+    module = nn.LSTM(I, H, num_layers=3, bidirectional=True, dropout=0.5, batch_first=batch_first)
+    module.eval()
+    x, lengths = torch.randn((4, 7, I) if batch_first else (7, 4, I)), torch.tensor([7, 0, 3, 5])
+    y, (h, c), states = module(x, lengths=lengths, return_states=True)
+    assert [len(of) for of in states] == [3, 3, 0]
+    assert torch.equal(states.h[2], y) and torch.equal(module(x, lengths=lengths)[0], y)
+    steps = states.c[2] if not batch_first else states.c[2].transpose(0, 1)
+    for b, n in enumerate(lengths.tolist()):
+        assert not steps[n:, b].any()
+        if n:
+            assert torch.equal(steps[n - 1, b, :H], c[4, b]) and torch.equal(steps[0, b, H:], c[5, b])
+    (gates,) = nn.GRU(I, H)(x, return_gates=True)[2].gates
+    assert gates.shape == (*x.shape[:2], 1, 3, H)
+    alone = nn.LSTM(I, H)
+    y, _, states = alone(x[0], return_states=True)
+    assert states.c[0].shape == (x.shape[1], H) and torch.equal(states.h[0], y)
+    half = nn.LSTM(I, H, dtype=torch.bfloat16)
+    assert half(x.bfloat16(), return_states=True)[2].c[0].dtype is torch.bfloat16
+
+
+def test_zoneout_keeps_the_states_that_are_returned():
+    module, x = nn.LSTM(I, H, zoneout=(0.5, 0.5)), torch.randn(30, 2, I)
+    _, _, states = module(x, return_states=True)
+    for steps in (states.h[0], states.c[0]):
+        kept = (steps[1:] == steps[:-1]).double().mean()
+        assert 0.45 < kept < 0.55
+
+
+def test_errors():
+    module, x = nn.LSTM(I, H), torch.randn(4, 2, I)
+    packed = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
+    with pytest.raises(ValueError, match="lstm: return_states is True with a PackedSequence, expected a tensor and"):
+        module(packed, return_states=True)
+    with pytest.raises(NotImplementedError, match="return_states are not implemented inside torch.compile"):
+        torch.func.vmap(lambda x: module(x, return_states=True)[0])(x[None])
