@@ -227,6 +227,20 @@ void additive_backward(const AttentionArguments& a, Address weights, Address dco
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
+// The factors [rows, units] of dropout with probability `rate`: row r has the random numbers of time r, batch row 0.
+void dropout_mask(int itemsize, uint64_t seed, int64_t stream, int64_t rows, int64_t units, double rate, Address out) {
+  py::gil_scoped_release release;
+  const CpuTable& table = cpu_table();
+  const double scale = rate < 1 ? 1 / (1 - rate) : 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint64_t key = noise_key(seed, stream, r, 0);
+    if (itemsize == 4)
+      table.dropout_row_f32(key, units, noise_threshold(rate), float(scale), at<float>(out) + r * units);
+    else
+      table.dropout_row_f64(key, units, noise_threshold(rate), scale, at<double>(out) + r * units);
+  }
+}
+
 // float32 or float64 stepper behind one Python type.
 class AnyStepper {
  public:
@@ -347,6 +361,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);
+  m.def("dropout_mask", &dropout_mask);
   m.def("reserve", &reserve, py::arg("shape"), py::arg("itemsize"));
   m.def("plan", &plan, py::arg("cell"), py::arg("itemsize"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("D"), py::arg("training"), py::arg("threads"), py::arg("schedule") = "");

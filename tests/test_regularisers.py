@@ -27,8 +27,8 @@ def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype) -> Nois
     zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
     mask = None
     if training and _core.CELLS[cell]["product"]:
-        kept = torch.stack([~hits(5, 8 + d, 1, case.B, case.P or case.H, 0.25)[0] for d in range(case.D)])
-        mask = kept.to(dtype) / 0.75
+        rates = _noise.Rates(recurrent_dropout=0.25, seed=5)
+        mask = rates.of_layer(0, True, torch.ones(1, dtype=dtype), case.B, case.P or case.H, case.D).h_mask
     return Noise(0xFEDCBA9876543210, zoneout, training, mask)
 
 
@@ -78,6 +78,16 @@ def test_second_derivative(cell):
 
     for got, want in zip(second(cases.kernel(inputs, noise=noise)), second(oracle(inputs, noise))):
         assert torch.allclose(got, want, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_masks_are_the_numbers_of_the_oracle(isa, dtype):
+    for p, units in ((0.0, 5), (0.25, 1), (0.5, 33), (0.7, 64), (1.0, 17)):
+        mask = _noise.dropout_mask(2**64 - 3, 9, 40, units, p, torch.ones(1, dtype=dtype))
+        assert torch.equal(mask == 0, hits(2**64 - 3, 9, 40, 1, units, p)[:, 0])
+        assert mask.dtype is dtype and torch.allclose(
+            mask[mask != 0].double(), torch.tensor(1 / (1 - min(p, 0.99))).double(), rtol=1e-2
+        )
 
 
 def test_random_numbers_are_spread_evenly():
@@ -153,6 +163,7 @@ def test_weight_dropout_is_a_mask_on_the_recurrent_matrix():
     module = nn.LSTM(I, H)
     w_ih, w_hh, *biases = module._flat_weights
     hit = hits(_noise.Rates(seed=7).seed_of(0), 16, 4 * H, 1, H, 0.4)[:, 0]
+    assert 0.3 < hit.double().mean() < 0.5
     want = functional.lstm(x, None, [w_ih, w_hh * ~hit / 0.6, *biases])[0]
     got = functional.lstm(x, None, module._flat_weights, weight_dropout=0.4, training=True, seed=7)[0]
     assert torch.allclose(got, want, atol=1e-6)

@@ -76,6 +76,14 @@ void activation(const char* name, int64_t n, const float* x, float* y) {
   if (name[0] == 't') apply(n, x, y, [](Vec<float> v) { return tanh(v); });
   if (name[0] == 's') apply(n, x, y, [](Vec<float> v) { return sigmoid(v); });
 }
+
+// One row of a dropout mask: 0 where a unit is hit, `scale` elsewhere.
+template <class T>
+void dropout_row(uint64_t key, int64_t n, uint32_t threshold, T scale, T* out) {
+  using V = Vec<T>;
+  for (int64_t u = 0; u < n; u += V::kWidth)
+    store_lanes(select(hit_units<T>(key, u, threshold), V(0), V(scale)), out + u, n - u);
+}
 }  // namespace
 
 #define FASTRNN_CAT_(a, b) a##b
@@ -98,5 +106,7 @@ const CpuTable FASTRNN_CAT(table_, FASTRNN_ISA) = {FASTRNN_STR(FASTRNN_ISA),
                                                    hash,
                                                    fma_loop,
                                                    read_loop,
-                                                   activation};
+                                                   activation,
+                                                   dropout_row<float>,
+                                                   dropout_row<double>};
 }  // namespace fastrnn

@@ -126,6 +126,11 @@ inline bool enters_fresh(const RnnInput<T>& p, bool reverse, int64_t b, int64_t 
 }
 
 template <class T>
+inline void multiply(const T* a, const T* b, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kWidth)
+    store_lanes(load_lanes(a + i, n - i) * load_lanes(b + i, n - i), out + i, n - i);
+}
+template <class T>
 inline void fill_zero(T* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = T(0);
 }

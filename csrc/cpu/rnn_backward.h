@@ -251,7 +251,7 @@ class BackwardRun {
       row.c_raw = p_.zoneout.rate[1] > 0 ? row.saved + (K + kExtra + (s_.P > 0)) * Hp_ : nullptr;
       if (p_.zoneout.any()) row.zoneout.at(p_.zoneout, d_, t, b);
       if ((row.mask = mask_of(b)) && mine(i))
-        for (int64_t u = 0; u < s_.out(); ++u) masked_[chunk_row(o, k) * s_.out() + u] = row.h_prev[u] * row.mask[u];
+        multiply(row.h_prev, row.mask, s_.out(), masked_ + chunk_row(o, k) * s_.out());
       row.dh_projected = dh_projected_ + chunk_row(o, k) * ld_projected_;
       a_[i] = last || cut ? zeros_ : k + 1 < k1_ ? row.dr + s_.B * ld_ : boundary_ + o * ld_;
     }

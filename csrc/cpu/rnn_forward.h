@@ -173,8 +173,7 @@ class ForwardRun {
         copy_or_zero(c0 ? c0 + (d_ * s_.B + rows_.batch[i]) * s_.H : nullptr, s_.H,
                      state_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
       }
-      const T *h0 = h0_of(i), *mask = mask_of(i);
-      for (int64_t u = 0; mask && u < s_.out(); ++u) masked_at(i, 0)[u] = h0[u] * mask[u];
+      if (const T* mask = mask_of(i)) multiply(h0_of(i), mask, s_.out(), masked_at(i, 0));
       for (int64_t t = rows_.length[i]; t < s_.T; ++t)
         fill_zero(p_.y + t * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out(), s_.out());
     }

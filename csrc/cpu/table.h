@@ -80,6 +80,8 @@ struct CpuTable {
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);
   void (*activation)(const char* name, int64_t n, const float* x,
                      float* y);  // exp | tanh | sigmoid, for the accuracy tests
+  void (*dropout_row_f32)(uint64_t key, int64_t n, uint32_t threshold, float scale, float* out);
+  void (*dropout_row_f64)(uint64_t key, int64_t n, uint32_t threshold, double scale, double* out);
 };
 
 struct CellInfo {

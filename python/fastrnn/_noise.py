@@ -1,5 +1,7 @@
 """Random numbers of the regularisers: a function of a seed and of a place, the same on every backend (csrc/noise.h).
 
+hits() restates them for the oracle.
+
 >>> bool((hits(7, 0, 3, 2, 5, 0.5) == hits(7, 0, 3, 2, 5, 0.5)).all())
 True
 """
@@ -11,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _core
 from ._checks import DTypeError
 
 _64, _32 = (1 << 64) - 1, (1 << 32) - 1
@@ -61,8 +64,7 @@ class Rates(NamedTuple):
         seed = self.seed_of(layer)
         mask = None
         if p:
-            kept = torch.stack([~hits(seed, _RECURRENT_DROPOUT + d, 1, B, width, p)[0] for d in range(D)])
-            mask = _scaled(kept, p, x)
+            mask = torch.stack([dropout_mask(seed, _RECURRENT_DROPOUT + d, B, width, p, x) for d in range(D)])
         return Noise(seed, self.zoneout, training, mask)
 
     def seed_of(self, layer: int) -> int:
@@ -70,13 +72,16 @@ class Rates(NamedTuple):
 
     def drop_weights(self, layer: int, direction: int, w_hh: Tensor) -> Tensor:
         """DropConnect (Wan et al. 2013; on R: Merity et al. 2018): single weights are zero for the whole sequence."""
-        p = self.weight_dropout
-        hit = hits(self.seed_of(layer), _WEIGHT_DROPOUT + direction, w_hh.shape[0], 1, w_hh.shape[1], p)[:, 0]
-        return w_hh * _scaled(~hit, p, w_hh)
+        seed, (rows, columns) = self.seed_of(layer), w_hh.shape
+        return w_hh * dropout_mask(seed, _WEIGHT_DROPOUT + direction, rows, columns, self.weight_dropout, w_hh)
 
 
-def _scaled(kept: Tensor, p: float, like: Tensor) -> Tensor:
-    return kept.to(like) / (1 - p) if p < 1 else torch.zeros_like(kept, dtype=like.dtype, device=like.device)
+def dropout_mask(seed: int, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:
+    """Factors [rows, units] in the dtype and on the device of `like`: 0 with probability p, else 1 / (1 - p)."""
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    mask = torch.empty(rows, units, dtype=dtype)
+    _core.dropout_mask(mask.element_size(), seed, stream, rows, units, p, mask.data_ptr())
+    return mask.to(like)
 
 
 def hits(seed: int, stream: int, T: int, B: int, units: int, rate: float) -> Tensor:
