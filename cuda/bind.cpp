@@ -89,7 +89,7 @@ int driver_version() {
 
 // ---- kernels
 #define FASTRNN_NAME(name, Cell) #name,
-constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)};
+constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_NAME)};
 constexpr const char* kTypeNames[kNumCudaTypes] = {"float32", "float64", "bfloat16", "float16"};
 const CudaKernels* const kTypeKernels[kNumCudaTypes] = {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16,
                                                         kKernelsFloat16};

@@ -79,4 +79,5 @@ struct Instance {
 }  // namespace fastrnn
 
 #define FASTRNN_ENTRY(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT>::entry(),
-#define FASTRNN_KERNELS(table) const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ENTRY)};
+#define FASTRNN_KERNELS(table) \
+  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_ENTRY)};

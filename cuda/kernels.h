@@ -24,6 +24,6 @@ struct CudaKernels {
 
 enum CudaType { kFloat32, kFloat64, kBfloat16, kFloat16, kNumCudaTypes };
 
-// In the order of FASTRNN_FOR_EACH_CELL; one translation unit each.
+// In the order of FASTRNN_FOR_EACH_POINTWISE_CELL; one translation unit each.
 extern const CudaKernels kKernelsFloat32[], kKernelsFloat64[], kKernelsBfloat16[], kKernelsFloat16[];
 }  // namespace fastrnn

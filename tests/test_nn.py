@@ -243,6 +243,93 @@ def test_modules_of_the_family_compute_the_published_equations(step):
     assert torch.equal(last, alone(x)[0][5])
 
 
+def normalised_step(kind, x, state, p):
+    """The common form in torch: nn.LayerNorm over all gates of W x and of R h, and over c."""
+    h = state[0]
+    gx = F.layer_norm(F.linear(x, p["weight_ih"]), p["gain_ih"].shape, p["gain_ih"], p["bias_ih"])
+    gh = F.layer_norm(F.linear(h, p["weight_hh"]), p["gain_hh"].shape, p["gain_hh"], p["bias_hh"])
+    if kind == "LSTM":
+        i, f, g, o = (gx + gh).chunk(4, -1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * F.layer_norm(c, (H,), p["gain_c"], p["bias_c"]).tanh()
+        return (F.linear(h, p["weight_hr"]) if "weight_hr" in p else h), c
+    (rx, zx, nx), (rh, zh, nh) = gx.chunk(3, -1), gh.chunk(3, -1)
+    n = (nx + (rx + rh).sigmoid() * nh).tanh()
+    z = (zx + zh).sigmoid()
+    return ((1 - z) * n + z * h,)
+
+
+@pytest.mark.parametrize("option", [{}, {"batch_first": True}, {"proj_size": 3}], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_layer_norm(kind, option):
+    if kind == "GRU" and "proj_size" in option:
+        pytest.skip("the GRU has no projection")
+    torch.manual_seed(3)
+    module = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, layer_norm=True, **option)
+    for name, w in module.named_parameters():
+        if name.startswith(("gain", "bias_c")):
+            torch.nn.init.normal_(w)
+    assert "layer_norm=True" in repr(module)
+    x, out = torch.randn(6, 3, I), option.get("proj_size", H)
+    want, lasts = x, []
+    for layer in range(2):
+        sides = []
+        for end in ("", "_reverse"):
+            suffix = f"_l{layer}{end}"
+            p = {n.removesuffix(suffix): w for n, w in module.named_parameters() if n.endswith(suffix)}
+            state, steps = (torch.zeros(3, out), torch.zeros(3, H)), []
+            for t in range(6)[:: -1 if end else 1]:
+                state = normalised_step(kind, want[t], state, p)
+                steps.append(state[0])
+            sides.append(torch.stack(steps[:: -1 if end else 1]))
+            lasts.append(state)
+        want = torch.cat(sides, -1)
+    given = x.transpose(0, 1) if option.get("batch_first") else x
+    y, last = module(given)
+    y = y.transpose(0, 1) if option.get("batch_first") else y
+    states = tuple(torch.stack(s) for s in zip(*lasts))
+    assert_same((y, *(last if kind == "LSTM" else (last,))), (want, *states), rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(y.square().sum(), list(module.parameters()), retain_graph=True)
+    wanted = torch.autograd.grad(want.square().sum(), list(module.parameters()))
+    assert_same(found, wanted, rtol=1e-3, atol=1e-4)
+    ours = getattr(fastrnn.numpy, kind).from_torch(module)
+    assert_same(torch.from_numpy(ours(given.numpy())[0]), module(given)[0], rtol=1e-4, atol=1e-5)
+    call = getattr(functional, kind.lower())
+    options = {"bidirectional": True, "batch_first": bool(option.get("batch_first")), "layer_norm": True}
+    assert_same(call(given, None, module._flat_weights, **options), module(given), rtol=0, atol=0)
+    alone = getattr(nn, kind)(I, H, layer_norm=True)
+    step, other = alone.stepper(3), getattr(fastrnn.numpy, kind).from_torch(alone).stepper(3)
+    for t in range(6):
+        end, same = step(x[t]).clone(), other(x[t].numpy())
+    assert torch.equal(end, alone(x)[0][5]) and torch.equal(torch.from_numpy(same), end)
+    lengths = torch.tensor([6, 0, 4])
+    padded = given.clone()
+    beyond = torch.arange(6)[:, None] >= lengths
+    padded[beyond.t() if option.get("batch_first") else beyond] = float("nan")
+    y = module(padded, lengths=lengths)[0]
+    assert y.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), list(module.parameters())))
+    assert getattr(nn, kind)(I, H, layer_norm=True, dtype=torch.bfloat16)(x.bfloat16())[0].dtype is torch.bfloat16
+
+
+def test_errors_of_layer_norm():
+    for kind in (nn.LSTM, nn.GRU):
+        with pytest.raises(ValueError, match="bias is False with layer_norm=True, expected True"):
+            kind(I, H, bias=False, layer_norm=True)
+        with pytest.raises(ValueError, match="zoneout is 0.1 with layer_norm=True, expected 0"):
+            kind(I, H, zoneout=0.1, layer_norm=True)
+        with pytest.raises(TypeError, match="layer_norm=True, which torch.nn does not have"):
+            fastrnn.to_torch(kind(I, H, layer_norm=True))
+    with pytest.raises(ValueError, match="GRU: got layer_norm=True and reset_after=False, expected one of them"):
+        nn.GRU(I, H, reset_after=False, layer_norm=True)
+    with pytest.raises(ValueError, match="LSTM: got peepholes=True and layer_norm=True, expected one of them"):
+        nn.LSTM(I, H, peepholes=True, layer_norm=True)
+    with pytest.raises(fastrnn.ShapeError, match=r"gru: bias_hh_l0 has shape \(21,\), expected \(9\*H,\) = \(63,\)"):
+        functional.gru(torch.ones(2, 1, I), None, nn.GRU(I, H)._flat_weights, layer_norm=True)
+    with pytest.raises(fastrnn.ShapeError, match=r"lstm: bias_hh_l0 has shape \(28,\), expected \(14\*H,\) = \(98,\)"):
+        fastrnn.numpy.LSTM(nn.LSTM(I, H).state_dict(), layer_norm=True)
+
+
 def test_errors_of_the_family():
     with pytest.raises(ValueError, match="IndRNN: nonlinearity is 'sigmoid', expected 'relu' or 'tanh'"):
         nn.IndRNN(I, H, nonlinearity="sigmoid")

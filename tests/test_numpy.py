@@ -27,6 +27,8 @@ CLASSES = {
     "fastgrnn": (fnp.FastGRNN, {}),
     "indrnn_tanh": (fnp.IndRNN, {"nonlinearity": "tanh"}),
     "indrnn_relu": (fnp.IndRNN, {}),
+    "lstm_norm": (fnp.LSTM, {"layer_norm": True}),
+    "gru_norm": (fnp.GRU, {"layer_norm": True}),
 }
 FAMILY = {
     "fastrnn": lambda H: {"weight_hh": (H, H), "bias": (H,), "alpha": (1,), "beta": (1,)},
@@ -57,6 +59,10 @@ def family_step(cell, x, h, w):
     return (sigmoid(w["zeta"]) * (1 - z) + sigmoid(w["nu"])) * n + z * h
 
 
+def layer_norm(v, gain, shift):
+    return (v - v.mean()) / np.sqrt(v.var() + 1e-5) * gain + shift
+
+
 def oracle_step(cell, x, s, w):
     """One step of one row in float64; s and the result are tuples of states."""
     if cell in FAMILY:
@@ -65,6 +71,10 @@ def oracle_step(cell, x, s, w):
     cell = cell.removesuffix("_hard")
     H = w["weight_ih"].shape[0] // _core.CELLS[cell]["gates"]
     gx, gr = w["weight_ih"] @ x + w["bias_ih"], w["weight_hh"] @ s[0] + w["bias_hh"]
+    norm = cell.endswith("_norm")
+    if norm:
+        gx, gr = (layer_norm(v - w["bias_" + k], w["gain_" + k], w["bias_" + k]) for v, k in ((gx, "ih"), (gr, "hh")))
+    cell = cell.removesuffix("_norm")
     if cell.startswith("rnn"):
         f = {"tanh": np.tanh, "relu": lambda v: np.maximum(v, 0), "sigmoid": sigmoid}[cell[4:]]
         return (f(gx + gr),)
@@ -77,7 +87,7 @@ def oracle_step(cell, x, s, w):
         pi, pf, po = np.split(w["weight_peephole"], 3) if cell == "lstm_peephole" else (0, 0, 0)
         c = gate(f + pf * s[1]) * s[1] + gate(i + pi * s[1]) * np.tanh(g)
         o = o + po * c
-        h = gate(o) * np.tanh(c)
+        h = gate(o) * np.tanh(layer_norm(c, w["gain_c"], w["bias_c"]) if norm else c)
         return (w["weight_hr"] @ h if "weight_hr" in w else h, c)
     r, z = gate(gx[:H] + gr[:H]), gate(gx[H : 2 * H] + gr[H : 2 * H])
     if cell == "gru":
@@ -126,6 +136,9 @@ def make(cell, I, H, layers=1, directions=1, P=0, bias=True, dtype=np.float32, s
                 shapes["weight_hr"] = (P, H)
             if cell == "lstm_peephole":
                 shapes["weight_peephole"] = (3 * H,)
+            if cell.endswith("_norm"):
+                shapes |= dict.fromkeys(("bias_ih", "bias_hh", "gain_ih", "gain_hh"), (G * H,))
+                shapes |= {"gain_c": (H,), "bias_c": (H,)} if cell == "lstm_norm" else {}
             if cell in FAMILY:
                 shapes = {"weight_ih": shapes["weight_ih"]} | FAMILY[cell](H)
             for name, shape in shapes.items():

@@ -25,6 +25,8 @@ EVERY = [(cell, case) for cell in CELLS for case in CASES if not case.P or cell 
 
 def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype) -> Noise:
     zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
+    if cell.endswith("_norm"):
+        zoneout = (0.0, 0.0)
     mask = None
     if training and _core.CELLS[cell]["product"]:
         rates = _noise.Rates(recurrent_dropout=0.25, seed=5)
@@ -49,7 +51,9 @@ def test_matches_oracle(isa, cell, case, dtype, training):
     with torch.no_grad():
         cases.assert_close(cases.kernel(inputs, noise=noise), want, TOLERANCE[dtype]["output"])
     plain = cases.kernel(inputs)
-    assert not torch.allclose(plain["y"], got["y"], atol=1e-2), "the noise did nothing"
+    assert (noise.h_mask is None and not any(noise.zoneout)) or not torch.allclose(plain["y"], got["y"], atol=1e-4), (
+        "the noise did nothing"
+    )
 
 
 @pytest.mark.parametrize("cell", CELLS)

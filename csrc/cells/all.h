@@ -1,16 +1,19 @@
 #pragma once
-// The list of cells: one word here instantiates a cell in every schedule, ISA and binding.
+// The list of cells: one word here instantiates a cell in every schedule, ISA and binding. Those whose units need each
+// other inside a step beyond the product run on CPUs only.
 #include "fastgrnn.h"
 #include "fastrnn.h"
 #include "gru.h"
+#include "gru_norm.h"
 #include "gru_reset_before.h"
 #include "indrnn.h"
 #include "lstm.h"
 #include "lstm_cifg.h"
+#include "lstm_norm.h"
 #include "lstm_peephole.h"
 #include "rnn.h"
 
-#define FASTRNN_FOR_EACH_CELL(X)                   \
+#define FASTRNN_FOR_EACH_POINTWISE_CELL(X)         \
   X(rnn_tanh, RnnTanhCell)                         \
   X(rnn_relu, RnnReluCell)                         \
   X(rnn_sigmoid, RnnSigmoidCell)                   \
@@ -26,3 +29,8 @@
   X(fastgrnn, FastGrnnCell)                        \
   X(indrnn_tanh, IndRnnTanhCell)                   \
   X(indrnn_relu, IndRnnReluCell)
+
+#define FASTRNN_FOR_EACH_CELL(X)     \
+  FASTRNN_FOR_EACH_POINTWISE_CELL(X) \
+  X(lstm_norm, LstmNormCell)         \
+  X(gru_norm, GruNormCell)

@@ -9,11 +9,16 @@ struct CellDefaults {
   static constexpr bool kReadsH = false;         // forward() and backward() read s[0]
   static constexpr bool kSharedGateGrad = true;  // dx == dr
   static constexpr bool kProduct = true;         // there is a recurrent matrix; else r is the bias, see indrnn.h
+  static constexpr bool kNormalised = false;     // x and r are layer-normalised, see lstm_norm.h
 };
+
+// Whether a cell's functions take its vectors; those of a normalised cell belong to the loop.
+template <class Cell>
+constexpr bool kTakesVectors = Cell::kVectors > 0 && !Cell::kNormalised;
 
 template <class Cell, class V>
 FASTRNN_HD void cell_forward(const V* x, const V* r, const V* s, const V* p, V* s_new, V* saved) {
-  if constexpr (Cell::kVectors > 0)
+  if constexpr (kTakesVectors<Cell>)
     Cell::forward(x, r, s, p, s_new, saved);
   else
     Cell::forward(x, r, s, s_new, saved);
@@ -21,7 +26,7 @@ FASTRNN_HD void cell_forward(const V* x, const V* r, const V* s, const V* p, V* 
 template <class Cell, class V>
 FASTRNN_HD void cell_backward(const V* saved, const V* s, const V* p, const V* s_new, const V* ds_new, V* dx, V* dr,
                               V* ds) {
-  if constexpr (Cell::kVectors > 0)
+  if constexpr (kTakesVectors<Cell>)
     Cell::backward(saved, s, p, s_new, ds_new, dx, dr, ds);
   else
     Cell::backward(saved, s, s_new, ds_new, dx, dr, ds);

@@ -51,8 +51,12 @@ double estimate_us(const PlanQuery& q, Schedule schedule, int threads) {
 int64_t chunk_steps(const PlanQuery& q, Schedule schedule, int threads) {
   const RnnShape& s = q.shape;
   const int64_t B = std::max<int64_t>(s.B, 1);
-  if (q.backward)
-    return std::clamp<int64_t>((512 + B - 1) / B, 1, s.T);  // not of `threads`: sums must not depend on it
+  if (q.backward) {  // not of `threads`: sums must not depend on it
+    // Rows of gate gradients that stay in L2. A cell's vectors widen them: with 512 rows a layer-normalised LSTM (H =
+    // 128, B = 8) trained in 1.65 times the plain one's time, now in 1.44.
+    const int64_t rows = 512 * q.cell.gates / (q.cell.gates + q.cell.vectors);
+    return std::clamp<int64_t>((rows + B - 1) / B, 1, s.T);
+  }
   const int64_t rows = schedule == kBatchSplit ? (B + threads - 1) / threads : B;
   const int64_t row_bytes = q.cell.gates * s.H * q.itemsize / (schedule == kHiddenSplit ? threads : 1) + 1;
   // Projected input that stays in L2, but at least enough rows to reuse each weight panel.

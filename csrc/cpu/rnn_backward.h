@@ -4,7 +4,7 @@
 // state gradient in registers and go through the cell; then, for the whole chunk at once, dx = dX W and the weight
 // gradients as long products over its rows. Sums over time are two-level (within a chunk, then over chunks), and each
 // element is summed by one thread, so results do not depend on the number of threads.
-#include "layout.h"
+#include "norm.h"
 
 namespace fastrnn {
 namespace {
@@ -61,8 +61,14 @@ class BackwardRun {
   using V = Vec<T>;
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
-  static constexpr int kColumns = G + Cell::kVectors;  // of a row of gradients: gates, then the cell's vectors
-  static constexpr int kPanel = kMaxTileVecs * W;      // columns of a plain panel
+  // Columns of a row of gradients: gates, the cell's vectors, and of a normalised cell the gates before normalisation
+  // is undone, whose sum is the gradient of the shift b_hh.
+  static constexpr int kColumns = G + Cell::kVectors + (Cell::kNormalised ? G : 0);
+  static constexpr int kNorm = norm_slot<Cell>(0), kNormX = norm_slot<Cell>(1), kNormC = norm_slot<Cell>(2);
+  static constexpr int kGainX = Cell::kVectors - G;
+  static constexpr int kInputColumns = Cell::kNormalised ? 3 * G : G;  // see undo_input_norm()
+  static_assert(kInputColumns <= kColumns, "a row of dx has as many columns as one of dr");
+  static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
 
   struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
@@ -110,6 +116,10 @@ class BackwardRun {
       for (int64_t k = k1_ - 1; k >= k0_; --k) step(k);
       team_.sync();
       list_chunk();
+      if constexpr (Cell::kNormalised) {
+        undo_input_norm();
+        team_.sync();
+      }
       input_gradient();
       weight_gradients();
       keep_boundary();
@@ -132,9 +142,10 @@ class BackwardRun {
     dh_projected_ = arena.take<T>(s_.P ? rows * ld_projected_ : 0);
     masked_ = arena.take<T>(p_.h_mask ? rows * s_.out() : 0);
     wx_ = arena.take<T>(s_.I * G * Hp_);
+    dn_ = arena.take<T>(Cell::kNormalised ? s_.B * Hp_ : 0);
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
-    bx_ = arena.take<double>(G * Hp_);
+    bx_ = arena.take<double>(kInputColumns * Hp_);
     bh_ = arena.take<double>(kColumns * Hp_);
   }
   void take_own(Arena& arena) {
@@ -146,7 +157,7 @@ class BackwardRun {
     a_ = arena.take<const T*>(max_rows);
     zeros_ = arena.take<T>(zeros_size());
     const auto list = [&] { return arena.take<const T*>(chunk_rows); };
-    x_list_ = list(), h_list_ = list(), u_list_ = list(), m_list_ = list();
+    x_list_ = list(), h_list_ = list(), u_list_ = list(), m_list_ = list(), kept_list_ = list();
     dx_list_ = list(), dr_list_ = list(), dp_list_ = list();
     dx_out_ = arena.take<T*>(chunk_rows);
     hidden_ = own_panels(s_.H);
@@ -211,7 +222,7 @@ class BackwardRun {
     clear(wx_, s_.I * G * Hp_);
     clear(wh_, (s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     clear(wr_, s_.P * Hp_);
-    clear(bx_, G * Hp_);
+    clear(bx_, kInputColumns * Hp_);
     clear(bh_, kColumns * Hp_);
     clear_padding();
     team_.sync();
@@ -287,6 +298,7 @@ class BackwardRun {
                 units_early(row, u, lanes, times_mask(row.mask, u, lanes, du));
               });
     }
+    if constexpr (Cell::kNormalised) undo_norms(running);
     if (Cell::kProduct) step_barrier();
   }
 
@@ -304,7 +316,88 @@ class BackwardRun {
                                  });
   }
 
+  // Gradients of a normalised step, after units() of all units: of c where there is one, then of R h.
+  void undo_norms(int64_t running) {
+    const Range own{hidden_.begin * kPanel, hidden_.end * kPanel < s_.H ? hidden_.end * kPanel : s_.H};
+    const T* gains = w_.vectors;
+    if constexpr (kExtra == 1) {
+      step_barrier();
+      for (int64_t i = 0; i < running; ++i) {
+        const Row& row = row_[i];
+        const T *dn = dn_of(i), *n = row.saved + kNormC * Hp_;
+        const auto means =
+            norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
+        for (int64_t u = own.begin; u < own.end; u += W) {
+          const V rstd = V::load(row.saved + (kNormC + 1) * Hp_ + u);
+          gates_from_c(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
+        }
+      }
+    }
+    step_barrier();
+    for (int64_t i = 0; i < running; ++i) {
+      const Row& row = row_[i];
+      const T *da = row.dr + (G + Cell::kVectors) * Hp_, *n = row.saved + kNorm * Hp_;
+      const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
+        return std::make_pair(V::load(da + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
+      });
+      for (int64_t u = own.begin; u < own.end; u += W) {
+        const V rstd = V::load(row.saved + (kNorm + G) * Hp_ + u);
+        for (int g = 0; g < G; ++g) {
+          const V d = V::load(da + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
+          (d * at).store(row.dr + (G + g) * Hp_ + u);
+          norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(row.dr + g * Hp_ + u);
+        }
+      }
+    }
+  }
+  // Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates get what the gains and the bias
+  // need.
+  void undo_input_norm() {
+    const T* gains = w_.vectors + kGainX * Hp_;
+    for (int64_t r = team_.rank; r < n_; r += team_.size) {
+      T* dx = const_cast<T*>(dx_list_[r]);
+      const T* n = kept_list_[r] + kNormX * Hp_;
+      const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
+        return std::make_pair(V::load(dx + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
+      });
+      for (int g = 0; g < G; ++g)
+        for (int64_t u = 0; u < s_.H; u += W) {
+          const V d = V::load(dx + g * Hp_ + u), at = V::load(n + g * Hp_ + u), rstd = V::load(n + G * Hp_ + u);
+          (d * at).store(dx + (G + g) * Hp_ + u);
+          d.store(dx + (2 * G + g) * Hp_ + u);
+          norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(dx + g * Hp_ + u);
+        }
+    }
+  }
+  T* dn_of(int64_t i) const { return dn_ + rows_.order[i] * Hp_; }
+
+  // h = o tanh(LN(c)): the gradients of o and of LN(c), and of its gain and shift.
+  void output_gradient(const Row& row, int64_t i, int64_t u, V dh) {
+    const V o = V::load(row.saved + Cell::kOutputGate * Hp_ + u), n = V::load(row.saved + kNormC * Hp_ + u);
+    const V gain = V::load(w_.vectors + G * Hp_ + u), shift = V::load(w_.vectors + (G + 1) * Hp_ + u);
+    const V th = tanh(n * gain + shift), d = dh * o * d_tanh(th);
+    (dh * th * d_sigmoid(o)).store(row.dx + Cell::kOutputGate * Hp_ + u);
+    (d * n).store(row.dr + (G + G) * Hp_ + u);
+    d.store(row.dr + (G + G + 1) * Hp_ + u);
+    (d * gain).store(dn_of(i) + u);
+  }
+  // The other gates, from the gradient of c.
+  void gates_from_c(const Row& row, int64_t u, V dc) {
+    V saved[K], s[2] = {V(0), V::load(row.c_prev + u)}, s_new[2] = {V(0), V::load(row.c_new + u)}, ds[2], dx[G], dr[G];
+    for (int q = 0; q < kNorm; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
+    V ds_new[2] = {V(0), dc + V::load(row.dc_in + u)};
+    if (row.dc) ds_new[1] = ds_new[1] + load_lanes(row.dc + u, s_.H - u);
+    cell_backward<Cell>(saved, s, static_cast<const V*>(nullptr), s_new, ds_new, dx, dr, ds);
+    for (int g = 0; g < G; ++g) {
+      if (g != Cell::kOutputGate) dx[g].store(row.dx + g * Hp_ + u);
+      V::load(row.dx + g * Hp_ + u).store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
+    }
+    if (!s_.P) V(0).store(row.dh_out + u);
+    ds[1].store(row.dc_out + u);
+  }
+
   void units(const Row& row, int64_t u, int64_t lanes, V dh) {
+    if constexpr (Cell::kNormalised && kExtra == 1) return output_gradient(row, &row - row_, u, dh);
     V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[kColumns];
     V vectors[kVectorRoom<Cell>];
     for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + u);
@@ -332,9 +425,12 @@ class BackwardRun {
       if ((q ? p_.zoneout.rate[1] : p_.zoneout.rate[0]) > 0) ds[q] = ds[q] + kept[q];
     for (int g = 0; g < G; ++g) {
       dx[g].store(row.dx + g * Hp_ + u);
-      if (!Cell::kSharedGateGrad) dr[g].store(row.dr + g * Hp_ + u);
+      if (Cell::kNormalised)
+        dr[g].store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
+      else if (!Cell::kSharedGateGrad)
+        dr[g].store(row.dr + g * Hp_ + u);
     }
-    for (int g = G; g < kColumns; ++g) dr[g].store(row.dr + g * Hp_ + u);
+    for (int g = G; kTakesVectors<Cell> && g < kColumns; ++g) dr[g].store(row.dr + g * Hp_ + u);
     if (!s_.P) ds[0].store(row.dh_out + u);
     for (int e = 0; e < kExtra; ++e) ds[1 + e].store(row.dc_out + e * Hp_ + u);
   }
@@ -364,6 +460,7 @@ class BackwardRun {
         h_list_[n_] = p_.h_mask ? masked_ + at * s_.out() : h_before(all_, i, k);
         dx_list_[n_] = dx_ + at * ld_;
         dr_list_[n_] = dr_ + at * ld_;
+        kept_list_[n_] = saved;
         u_list_[n_] = saved + (K - 1) * Hp_;
         m_list_[n_] = saved + (K + kExtra) * Hp_;
         dp_list_[n_] = dh_projected_ + at * ld_projected_;
@@ -412,11 +509,12 @@ class BackwardRun {
       if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
     }
     if (g.w_hr) outer(s_.P, dp_list_, m_list_, own_vectors(0, Hp_ / W, false), wr_, Hp_);
-    const Range own = share(all, team_.rank, team_.size);
-    if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, own, bx_);
-    if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, own, bh_);
+    const Range own = share(all, team_.rank, team_.size),
+                own_x = share(kInputColumns * Hp_ / W, team_.rank, team_.size);
+    if (g.b_ih || (g.b_hh && (Cell::kSharedGateGrad || Cell::kNormalised))) sum_rows(dx_list_, own_x, bx_);
+    if (g.b_hh && !Cell::kSharedGateGrad && !Cell::kNormalised) sum_rows(dr_list_, own, bh_);
     if (g.b_hh && Cell::kVectors) {
-      const Range vectors = share(Cell::kVectors * Hp_ / W, team_.rank, team_.size);
+      const Range vectors = share((kColumns - G) * Hp_ / W, team_.rank, team_.size);
       sum_rows(dr_list_, {all + vectors.begin, all + vectors.end}, bh_);
     }
   }
@@ -470,14 +568,17 @@ class BackwardRun {
       for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);
     if (team_.rank != 0) return;
     for (int gate = 0; gate < G; ++gate) {
-      const double* bh = Cell::kSharedGateGrad ? bx_ : bh_;
+      const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
       for (int64_t u = 0; u < s_.H; ++u) {
-        if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[gate * Hp_ + u]);
+        if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[(kInputColumns - G + gate) * Hp_ + u]);
         if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
       }
     }
-    for (int column = G; g.b_hh && column < kColumns; ++column)
-      for (int64_t u = 0; u < s_.H; ++u) g.b_hh[column * s_.H + u] = T(bh_[column * Hp_ + u]);
+    for (int column = G; g.b_hh && column < G + Cell::kVectors; ++column)
+      for (int64_t u = 0; u < s_.H; ++u) {
+        const bool of_x = Cell::kNormalised && column >= G + kGainX;
+        g.b_hh[column * s_.H + u] = T(of_x ? bx_[(column - kGainX) * Hp_ + u] : bh_[column * Hp_ + u]);
+      }
   }
   void store_transposed(const T* sums, int64_t in, T* out) {
     const int64_t blocks = ceil_div(s_.H, W);
@@ -510,8 +611,9 @@ class BackwardRun {
   T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld_]
   T *dh_, *dc_, *c0_, *zeros_;
   T *wx_, *wh_, *wr_;  // sums of the weight gradients
+  T* dn_;              // of a normalised cell with c: gradients of LN(c) times its gain
   double *bx_, *bh_;
-  const T **x_list_, **h_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
+  const T **x_list_, **h_list_, **kept_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;
   Range hidden_, output_;  // panels of the serial products
 };

@@ -2,7 +2,7 @@
 // The forward time loop, for any cell. Per chunk of time steps: the input projection of the whole chunk (one long
 // product), then step by step the recurrent product of a tile of rows x units, whose sums meet the projected input in
 // registers and go through the cell before anything is stored. y itself is the h that the next step reads.
-#include "layout.h"
+#include "norm.h"
 
 namespace fastrnn {
 namespace {
@@ -65,6 +65,9 @@ class ForwardRun {
   using V = Vec<T>;
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
+  static constexpr int kNorm = norm_slot<Cell>(0), kNormX = norm_slot<Cell>(1), kNormC = norm_slot<Cell>(2);
+  static constexpr int kGainX = Cell::kVectors - G;
+  static constexpr bool kKeepsSaved = Cell::kLateGates || Cell::kNormalised;  // also within a step of inference
 
   struct Row {        // pointers of one row at the current step
     const T* h_prev;  // [out()]
@@ -105,6 +108,7 @@ class ForwardRun {
       const int64_t k1 = k0 + plan_.chunk_steps < rows_.steps() ? k0 + plan_.chunk_steps : rows_.steps();
       list_chunk(k0, k1, running);
       project_inputs<0>(base_[k1 - k0]);
+      if constexpr (Cell::kNormalised) normalise_inputs(base_[k1 - k0]);
       if constexpr (S::kCount == 2) project_inputs<1>(base_[k1 - k0]);
       for (int64_t k = k0; k < k1; ++k) {
         running = rows_.running(k, running);
@@ -119,7 +123,14 @@ class ForwardRun {
   void take_shared(Arena& arena) {
     state_ = arena.take<T>(s_.B * kExtra * Hp_);
     u_ = arena.take<T>(Cell::kLateGates ? s_.B * Hp_ : 0);
-    saved_ = arena.take<T>(Cell::kLateGates && !p_.reserve ? s_.B * K * Hp_ : 0);
+    saved_ = arena.take<T>(kKeepsSaved && !p_.reserve ? s_.B * K * Hp_ : 0);
+    raw_ = arena.take<T>(Cell::kNormalised ? s_.B * G * Hp_ : 0);
+    if (Cell::kNormalised) {
+      const bool by_rows = plan_.schedule == kBatchSplit;
+      const int64_t rows = (by_rows ? ceil_div(s_.B, team_.size) : s_.B) * plan_.chunk_steps;
+      sums_ = arena.take<T>((by_rows ? team_.size : 1) * rows * 2 * Hp_);
+      if (by_rows && sums_) sums_ += team_.rank * rows * 2 * Hp_;
+    }
     h_full_ = arena.take<T>(s_.P ? s_.B * Hp_ : 0);
     for (T*& masked : masked_) masked = arena.take<T>(p_.h_mask ? s_.B * s_.out() : 0);
   }
@@ -130,6 +141,7 @@ class ForwardRun {
     row_ = arena.take<Row>(max_rows);
     a_ = arena.take<const T*>(max_rows * plan_.chunk_steps);
     base_ = arena.take<int64_t>(plan_.chunk_steps + 1);
+    kept_ = arena.take<T*>(Cell::kNormalised && p_.reserve ? max_rows * plan_.chunk_steps : 0);
     zeros_ = arena.take<T>(zeros_size());
     for (int stage = 0; stage < S::kCount; ++stage) {
       const int64_t panels = ceil_div(s_.H, S::nb(stage) * W);
@@ -201,8 +213,10 @@ class ForwardRun {
     for (int64_t k = k0; k < k1; ++k) {
       base_[k - k0] = n;
       running = rows_.running(k, running);
-      for (int64_t i = 0; i < running; ++i)
+      for (int64_t i = 0; i < running; ++i) {
+        if (Cell::kNormalised && p_.reserve) kept_[n] = reserve_at(i, k);
         a_[n++] = p_.x + time(i, k) * p_.x_stride_t + rows_.batch[i] * p_.x_stride_b;
+      }
     }
     base_[k1 - k0] = n;
   }
@@ -213,9 +227,50 @@ class ForwardRun {
     for (int64_t p = panels_[stage].begin; p < panels_[stage].end; ++p) {
       T* out = gx_[stage] + (p - panels_[stage].begin) * n * NV * W;
       for_each_row_tile<TileShape<T>::max_rows(NV)>(n, [&](int64_t r, int mr) {
-        tile_rows<T, NV>(mr, s_.I, a_ + r, w_.wx[stage] + p * s_.I * NV * W, w_.bx[stage] + p * NV * W,
-                         out + r * NV * W);
+        tile_rows<T, NV>(mr, s_.I, a_ + r, w_.wx[stage] + p * s_.I * NV * W,
+                         Cell::kNormalised ? nullptr : w_.bx[stage] + p * NV * W, out + r * NV * W);
       });
+    }
+  }
+
+  // LayerNorm over all gates of each projected row, in place. A panel leaves two vectors for each row: the sum of its
+  // gates and the squares about their mean, lane by lane, so that any division of the panels gives the same bits.
+  void normalise_inputs(int64_t n) {
+    static_assert(S::nb(0) == 1 || !Cell::kNormalised, "a panel is one block of units");
+    const Range own = panels_[0];
+    const T count = T(G * s_.H), gates = T(G);
+    const auto gx = [&](int64_t p, int64_t r) { return gx_[0] + ((p - own.begin) * n + r) * G * W; };
+    for (int64_t p = own.begin; p < own.end; ++p)
+      for (int64_t r = 0; r < n; ++r) {
+        V sum(0), squares(0);
+        for (int g = 0; g < G; ++g) sum = sum + V::load(gx(p, r) + g * W);
+        for (int g = 0; g < G; ++g) {
+          const V d = V::load(gx(p, r) + g * W) - sum / V(gates);
+          squares = squares + d * d;
+        }
+        sum.store(sums_ + r * 2 * Hp_ + p * W);
+        squares.store(sums_ + (r * 2 + 1) * Hp_ + p * W);
+      }
+    step_barrier();
+    for (int64_t r = 0; r < n; ++r) {
+      const T *sums = sums_ + r * 2 * Hp_, *squares = sums + Hp_;
+      V all(0), spread(0);
+      for (int64_t u = 0; u < s_.H; u += W) all = all + V::load(sums + u);
+      const V mean(sum_lanes(all) / count);
+      for (int64_t u = 0; u < s_.H; u += W) {
+        const V d = V::load(sums + u) / V(gates) - mean;
+        spread = spread + keep_lanes(V::load(squares + u) + V(gates) * d * d, s_.H - u);
+      }
+      const V rstd(inverse_deviation(sum_lanes(spread) / count));
+      for (int64_t p = own.begin; p < own.end; ++p) {
+        for (int g = 0; g < G; ++g) {
+          const V v = (V::load(gx(p, r) + g * W) - mean) * rstd,
+                  gain = V::load(w_.vectors + (kGainX + g) * Hp_ + p * W);
+          if (p_.reserve) v.store(kept_[r] + (kNormX + g) * Hp_ + p * W);
+          (v * gain + V::load(w_.bx[0] + (p * G + g) * W)).store(const_cast<T*>(gx(p, r)) + g * W);
+        }
+        if (p_.reserve) rstd.store(kept_[r] + (kNormX + G) * Hp_ + p * W);
+      }
     }
   }
 
@@ -228,7 +283,7 @@ class ForwardRun {
       row.h_prev = fresh ? zeros_ : k == 0 ? h0_of(i) : y_at(i, k - 1);
       row.c_prev = fresh ? zeros_ : state;
       row.c_new = state;
-      row.saved = Cell::kLateGates ? saved_ + rows_.order[i] * K * Hp_ : nullptr;
+      row.saved = kKeepsSaved ? saved_ + rows_.order[i] * K * Hp_ : nullptr;
       row.h_full = s_.P ? h_full_ + rows_.order[i] * Hp_ : nullptr;
       row.c_raw = nullptr;
       if (p_.reserve) {
@@ -248,7 +303,10 @@ class ForwardRun {
   }
 
   void step(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
-    recur<0>(k, gx_base, gx_rows, running);
+    if constexpr (Cell::kNormalised)
+      recur_normalised(k, gx_base, gx_rows, running);
+    else
+      recur<0>(k, gx_base, gx_rows, running);
     if constexpr (S::kCount == 2) {
       step_barrier();
       for (int64_t i = 0; i < running; ++i) a_[i] = u_ + rows_.order[i] * Hp_;
@@ -290,6 +348,63 @@ class ForwardRun {
         }
     };
     matmul_rows<T, NV>(depth, running, a_, w_.wh[stage], w_.bh[stage], panels.begin, panels.end, k & 1, cell);
+  }
+
+  T* raw_of(int64_t i) const { return raw_ + rows_.order[i] * G * Hp_; }
+
+  // R h of all units, then the gates with r normalised, then, for a cell with c, h from c normalised.
+  void recur_normalised(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
+    const Range panels = panels_[0];
+    matmul_rows<T, G>(recurrent_width<Cell>(s_), running, a_, w_.wh[0], nullptr, panels.begin, panels.end, k & 1,
+                      [&](int64_t panel, int64_t r0, int mr, const T* sums) {
+                        for (int r = 0; r < mr; ++r)
+                          for (int g = 0; g < G; ++g)
+                            V::load(sums + (r * G + g) * W).store(raw_of(r0 + r) + g * Hp_ + panel * W);
+                      });
+    step_barrier();
+    for (int64_t i = 0; i < running; ++i) {
+      const Moments<T> of_r = moments<G>(raw_of(i), s_.H, Hp_);
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+        units_normalised(row_[i], panel, of_r, raw_of(i),
+                         gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
+    }
+    if constexpr (kExtra == 1) {
+      step_barrier();
+      for (int64_t i = 0; i < running; ++i) {
+        const Row& row = row_[i];
+        const Moments<T> of_c = moments<1>(row.c_new, s_.H, Hp_);
+        for (int64_t unit = panels.begin * W; unit < panels.end * W; unit += W) {
+          const V n = (V::load(row.c_new + unit) - V(of_c.mean)) * V(of_c.rstd);
+          const V gain = V::load(w_.vectors + G * Hp_ + unit), shift = V::load(w_.vectors + (G + 1) * Hp_ + unit);
+          const V h = V::load(row.saved + Cell::kOutputGate * Hp_ + unit) * tanh(n * gain + shift);
+          if (p_.reserve) {
+            n.store(row.saved + kNormC * Hp_ + unit);
+            V(of_c.rstd).store(row.saved + (kNormC + 1) * Hp_ + unit);
+          }
+          if (s_.P)
+            h.store(row.h_full + unit);
+          else
+            put_h(row, unit, s_.H - unit, h);
+        }
+      }
+    }
+  }
+  void units_normalised(const Row& row, int64_t panel, const Moments<T>& of_r, const T* raw, const T* gx) {
+    const int64_t unit = panel * W, lanes = s_.H - unit;
+    V x[G], r[G], s[Cell::kStates], s_new[Cell::kStates], saved[K];
+    for (int g = 0; g < G; ++g) {
+      const V n = (V::load(raw + g * Hp_ + unit) - V(of_r.mean)) * V(of_r.rstd);
+      x[g] = V::load(gx + g * W);
+      r[g] = n * V::load(w_.vectors + g * Hp_ + unit) + V::load(w_.bh[0] + (panel * G + g) * W);
+      if (p_.reserve) n.store(row.saved + (kNorm + g) * Hp_ + unit);
+    }
+    if (p_.reserve) V(of_r.rstd).store(row.saved + (kNorm + G) * Hp_ + unit);
+    s[0] = Cell::kReadsH ? load_lanes(row.h_prev + unit, lanes) : V(0);
+    for (int e = 0; e < kExtra; ++e) s[1 + e] = V::load(row.c_prev + e * Hp_ + unit);
+    cell_forward<Cell>(x, r, s, static_cast<const V*>(nullptr), s_new, saved);
+    for (int q = 0; q < kNorm; ++q) saved[q].store(row.saved + q * Hp_ + unit);
+    for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
+    if (!kExtra) put_h(row, unit, lanes, s_new[0]);
   }
 
   // The gate math of W units of one row.
@@ -352,7 +467,9 @@ class ForwardRun {
   const T** a_;  // row pointers of the current product
   int64_t* base_;
   T *state_, *u_, *saved_, *h_full_, *zeros_, *masked_[2];
-  T* gx_[2];  // projected input of the chunk: [own panels][rows of the chunk][NV*W]
+  T *raw_, *sums_;  // of a normalised cell: R h of the step, sums of the projected inputs of the chunk
+  T** kept_;        // reserves of the rows of the chunk
+  T* gx_[2];        // projected input of the chunk: [own panels][rows of the chunk][NV*W]
   Range panels_[2], projected_;
 };
 

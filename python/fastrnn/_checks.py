@@ -158,20 +158,32 @@ def check_zoneout(function: str, rates: object, P: int) -> None:
         )
 
 
-def lstm_cell(function: str, coupled: bool, peepholes: bool, recurrent_activation: str = "sigmoid") -> str:
+def lstm_cell(
+    function: str, coupled: bool, peepholes: bool, recurrent_activation: str = "sigmoid", layer_norm: bool = False
+) -> str:
     """The name of the cell that an LSTM's options ask for."""
     hard = _is_hard(function, recurrent_activation)
-    if coupled + peepholes + hard > 1:
+    if bool(coupled) + bool(peepholes) + hard + bool(layer_norm) > 1:
         asked = {"coupled=True": coupled, "peepholes=True": peepholes, "recurrent_activation='hard_sigmoid'": hard}
+        asked["layer_norm=True"] = layer_norm
         raise ValueError(
             f"{function}: got {' and '.join(k for k, v in asked.items() if v)}, expected one of them at most: no cell has both"
         )
+    if layer_norm:
+        return "lstm_norm"
     return "lstm_cifg" if coupled else "lstm_peephole" if peepholes else "lstm_hard" if hard else "lstm"
 
 
-def gru_cell(function: str, reset_after: bool, recurrent_activation: str = "sigmoid") -> str:
+def gru_cell(function: str, reset_after: bool, recurrent_activation: str = "sigmoid", layer_norm: bool = False) -> str:
     """The name of the cell that a GRU's options ask for."""
     hard = "_hard" if _is_hard(function, recurrent_activation) else ""
+    if layer_norm:
+        if hard or not reset_after:
+            other = "reset_after=False" if not reset_after else "recurrent_activation='hard_sigmoid'"
+            raise ValueError(
+                f"{function}: got layer_norm=True and {other}, expected one of them at most: no cell has both"
+            )
+        return "gru_norm"
     return ("gru" if reset_after else "gru_reset_before") + hard
 
 

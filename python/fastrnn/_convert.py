@@ -28,7 +28,7 @@ _PAIRS = {
 _BACK = {ours: theirs for theirs, ours in _PAIRS.items()}
 # What torch.nn computes; its modules do not have these options.
 _OPTIONS = {"reset_after": True, "coupled": False, "peepholes": False, "recurrent_activation": "sigmoid"}
-_OPTIONS |= {"zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0}
+_OPTIONS |= {"layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0}
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}
 

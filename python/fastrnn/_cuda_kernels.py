@@ -209,6 +209,10 @@ def forward(
     noise: None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """As _kernels.forward(); `threads` is for CPUs, and so is noise, which ops.rnn_layer() refuses here."""
+    if cell not in module().CELLS:
+        raise NotImplementedError(
+            f"{_kernels.function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu"
+        )
     dense, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     D, before, rows = directions, x.shape[:2], (lengths, reset_mask)

@@ -104,7 +104,15 @@ class Recurrent:
     def from_torch(cls, module: Any) -> Any:
         """Copies the weights and batch_first of a torch.nn or fastrnn.nn module."""
         options = {"batch_first": bool(getattr(module, "batch_first", False))}
-        for name in ("nonlinearity", "reset_after", "coupled", "peepholes", "recurrent_activation", "zoneout"):
+        for name in (
+            "nonlinearity",
+            "reset_after",
+            "coupled",
+            "peepholes",
+            "recurrent_activation",
+            "layer_norm",
+            "zoneout",
+        ):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
         return cls(module.state_dict(), **options)

@@ -38,6 +38,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     seed: int | None = None,
+    layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -54,6 +55,8 @@ def lstm(
         peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): b_hh is [7*H], the biases and then
             the peepholes of i, f and o.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3).
+        layer_norm: True normalises W x, R h and c (Ba et al. 2016): b_hh is [14*H], the shift of R h and its gains [4*H],
+            gain and shift of c [H], and the gains of W x [4*H].
         zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before (Krueger et al. 2017);
             the expectation if not `training`.
         recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
@@ -72,7 +75,7 @@ def lstm(
     Example:
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
-    cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation)
+    cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
     rates = _drawn(rates_of("lstm", zoneout, recurrent_dropout, weight_dropout), seed, training)
     stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
@@ -96,6 +99,7 @@ def gru(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     seed: int | None = None,
+    layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
 
@@ -106,6 +110,7 @@ def gru(
         reset_after: True multiplies the recurrent product by the reset gate (torch, cuDNN); False multiplies h before
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
+        layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
         zoneout, recurrent_dropout, weight_dropout, seed: as in lstm(), for h.
 
     Returns:
@@ -117,7 +122,7 @@ def gru(
     Example:
         >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
     """
-    cell = _checks.gru_cell("gru", reset_after, recurrent_activation)
+    cell = _checks.gru_cell("gru", reset_after, recurrent_activation, layer_norm)
     rates = _drawn(rates_of("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout), seed, training)
     stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)

@@ -30,6 +30,7 @@ class LSTM(Recurrent):
         peepholes: True for gates that see the cell state: weight_peephole_l{k} [3*H] of i, f, o in a state_dict; in a
             list b_hh is [7*H] and ends with them.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1).
+        layer_norm: True for fastrnn.nn.LSTM's parameters gain_ih, gain_hh, gain_c and bias_c besides; from a state_dict.
         zoneout: probability (or a pair for h and c) that the layer was trained with; its expectation is computed.
     """
 
@@ -44,17 +45,20 @@ class LSTM(Recurrent):
         coupled: bool = False,
         peepholes: bool = False,
         recurrent_activation: str = "sigmoid",
+        layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
     ):
         self.coupled, self.peepholes = bool(coupled), bool(peepholes)
-        self.recurrent_activation = recurrent_activation
+        self.recurrent_activation, self.layer_norm = recurrent_activation, bool(layer_norm)
         self._gates = 3 if coupled else 4
         super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
 
     def _cell(self) -> str:
-        return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation)
+        return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation, self.layer_norm)
 
     def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.layer_norm:
+            return _join(own, ("bias_hh", "gain_hh", "gain_c", "bias_c", "gain_ih"))
         if not self.peepholes or "weight_peephole" not in own:
             return own
         peephole = own.pop("weight_peephole")
@@ -69,7 +73,7 @@ class GRU(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
-        recurrent_activation, zoneout: as in LSTM, zoneout of h.
+        recurrent_activation, layer_norm, zoneout: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
     """
 
     _function, _gates = "gru", 3
@@ -82,13 +86,18 @@ class GRU(Recurrent):
         prefix: str = "",
         reset_after: bool = True,
         recurrent_activation: str = "sigmoid",
+        layer_norm: bool = False,
         zoneout: float = 0.0,
     ):
         self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
+        self.layer_norm = bool(layer_norm)
         super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
 
     def _cell(self) -> str:
-        return gru_cell("gru", self.reset_after, self.recurrent_activation)
+        return gru_cell("gru", self.reset_after, self.recurrent_activation, self.layer_norm)
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return _join(own, ("bias_hh", "gain_hh", "gain_ih")) if self.layer_norm else own
 
 
 class RNN(Recurrent):
@@ -191,6 +200,14 @@ class IndRNN(_Family):
             "bias_ih": bias,
             "bias_hh": np.concatenate((np.zeros_like(u), u)),
         }
+
+
+def _join(own: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """b_hh of a cell whose vectors are parameters of their own, if they are."""
+    if names[1] not in own:
+        return own
+    parts = [own.pop(name) for name in names if name in own]
+    return own | {"bias_hh": np.concatenate(parts)}
 
 
 def _vectors(bias: np.ndarray, first: list[np.ndarray], scales: list[np.ndarray]) -> np.ndarray:

@@ -196,6 +196,8 @@ def rnn_layer(
     if special and (watched or not getattr(x, "is_cpu", True)):
         place = f"on {x.device.type}" if not x.is_cpu else "inside torch.compile, torch.export and torch.func"
         _refuse(function or function_of(cell), special, place)
+    if noise is not None and any(noise.zoneout) and cell.endswith("_norm"):
+        raise NotImplementedError(f"{function or function_of(cell)}: zoneout of a layer-normalised cell, expected 0")
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
 from ._noise import Noise, hits
 
@@ -117,6 +117,30 @@ def fastgrnn(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = l
     return ((zeta * (1 - z) + nu) * a.tanh() + z * h,)
 
 
+def lstm_norm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
+    """Ba et al. 2016, equations 20-22; layer() has normalised x.
+
+    b: [14*H], the shift of R h, its gains, gain and shift of c, gains of x.
+    """
+    h, c = state
+    H = c.shape[-1]
+    shift, gain, gain_c, shift_c, _ = b.split((4 * H, 4 * H, H, H, 4 * H))
+    i, f, g, o = (x + layer_norm(product(h, w, None), (4 * H,), gain, shift)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * layer_norm(c, (H,), gain_c, shift_c).tanh(), c
+
+
+def gru_norm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
+    """Ba et al. 2016, with the reset gate after the product. b: [9*H], shift and gains of R h, gains of x."""
+    (h,) = state
+    shift, gain, _ = b.chunk(3)
+    xr, xz, xn = x.chunk(3, -1)
+    hr, hz, hn = layer_norm(product(h, w, None), gain.shape, gain, shift).chunk(3, -1)
+    r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+    n = (xn + r * hn).tanh()
+    return (n + z * (h - n),)
+
+
 def _indrnn(activation: Activation) -> Callable[..., State]:
     """Li et al. 2018: h' = f(x + b + u h), element by element. w: [H, 0]; b: [2*H], the bias and u."""
 
@@ -144,7 +168,10 @@ CELLS: dict[str, Callable[..., State]] = {
     "fastgrnn": fastgrnn,
     "indrnn_tanh": _indrnn(torch.tanh),
     "indrnn_relu": _indrnn(torch.relu),
+    "lstm_norm": lstm_norm,
+    "gru_norm": gru_norm,
 }
+NORMALISED = (lstm_norm, gru_norm)
 STATES = {name: 2 if name.startswith("lstm") else 1 for name in CELLS}
 
 
@@ -170,9 +197,12 @@ def _direction(
     noise: Noise | None,
 ) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
+    if step in NORMALISED:
+        gates = layer_norm(linear(x, w_ih), b_ih.shape, b_hh[-len(b_ih) :], b_ih)
+    else:
+        gates = linear(x, w_ih, b_ih)
     if noise is not None and noise.h_mask is not None:
         step = partial(step, product=lambda h, w, b: linear(h * noise.h_mask[direction], w, b))
-    gates = linear(x, w_ih, b_ih)
     T, B = x.shape[:2]
     kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
     ys: list[Tensor] = [x] * T

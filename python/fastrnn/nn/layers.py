@@ -89,8 +89,13 @@ class _Recurrent(Module):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Initialises every parameter uniformly in +-1/sqrt(hidden_size)."""
+        """Initialises every parameter uniformly in +-1/sqrt(hidden_size); gains of layer normalisation with 1,
+        the shift of c with 0."""
         initialise(self, self.hidden_size)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith(("gain_", "bias_c")):
+                    parameter.fill_(name.startswith("gain_"))
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels need no particular placement. Kept because code written for torch calls it."""
@@ -187,10 +192,17 @@ class _Recurrent(Module):
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
-            "recurrent_activation": "sigmoid", "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
+            "recurrent_activation": "sigmoid", "layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)
+
+
+def _check_norm(name: str, layer_norm: bool, bias: bool, zoneout: Any) -> None:
+    if layer_norm and not bias:
+        raise ValueError(f"{name}: bias is False with layer_norm=True, expected True: the biases are its shifts")
+    if layer_norm and zoneout not in (0, (0, 0)):
+        raise ValueError(f"{name}: zoneout is {zoneout} with layer_norm=True, expected 0: no cell has both")
 
 
 class LSTM(_Recurrent):
@@ -205,6 +217,8 @@ class LSTM(_Recurrent):
             and direction, weight_peephole_l{k} [3*H], of the gates i, f and o.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3); the gates of Keras 2
             and ONNX, clip(0.2 x + 1/2, 0, 1), are these with the weights and biases of i, f and o times 1.2.
+        layer_norm: True for layer normalisation of W x, of R h and of c (Ba et al. 2016): parameters gain_ih_l{k} and
+            gain_hh_l{k} [4*H], gain_c_l{k} and bias_c_l{k} [H] for each layer and direction; the biases are its shifts.
         zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before; in eval mode
             the expectation (Krueger et al. 2017).
         recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
@@ -234,28 +248,39 @@ class LSTM(_Recurrent):
         coupled: bool = False,
         peepholes: bool = False,
         recurrent_activation: str = "sigmoid",
+        layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
     ) -> None:
-        _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation)
+        _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation, layer_norm)
+        _check_norm("LSTM", layer_norm, bias, zoneout)
         self._gates = 3 if coupled else 4
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
+            layer_norm=bool(layer_norm),
         )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout, c=True)
 
     def _cell(self) -> str:
-        return _checks.lstm_cell("LSTM", self.coupled, self.peepholes, self.recurrent_activation)
+        return _checks.lstm_cell("LSTM", self.coupled, self.peepholes, self.recurrent_activation, self.layer_norm)
 
     def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
-        return super()._shapes(width) | ({"weight_peephole": (3 * self.hidden_size,)} if self.peepholes else {})
+        own, H = super()._shapes(width), self.hidden_size
+        if self.peepholes:
+            own["weight_peephole"] = (3 * H,)
+        if self.layer_norm:
+            own |= {"gain_ih": (4 * H,), "gain_hh": (4 * H,), "gain_c": (H,), "bias_c": (H,)}
+        return own
 
     def _derived(self) -> bool:
-        return self.peepholes
+        return self.peepholes or self.layer_norm
 
     def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        if self.layer_norm:
+            w_ih, w_hh, b_ih, b_hh, *w_hr, gain_ih, gain_hh, gain_c, bias_c = own
+            return [w_ih, w_hh, b_ih, torch.cat((b_hh, gain_hh, gain_c, bias_c, gain_ih)), *w_hr]
         w_ih, w_hh, *rest, peephole = own
         b_ih, b_hh = rest[:2] if self.bias else (w_ih.new_zeros(w_ih.shape[0]),) * 2
         return [w_ih, w_hh, b_ih, torch.cat((b_hh, peephole)), *rest[2 * self.bias :]]
@@ -315,6 +340,8 @@ class GRU(_OneState):
         reset_after: True as torch and cuDNN; False applies the reset gate before the recurrent product (Cho et al.
             2014).
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
+        layer_norm: True for layer normalisation of W x, of R h (Ba et al. 2016): parameters gain_ih_l{k} and
+            gain_hh_l{k} [3*H] for each layer and direction; the biases are its shifts.
         zoneout, recurrent_dropout, weight_dropout: as in LSTM, zoneout of h. The other arguments are those of torch.nn.GRU.
 
     Example:
@@ -335,22 +362,34 @@ class GRU(_OneState):
         *,
         reset_after: bool = True,
         recurrent_activation: str = "sigmoid",
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        _checks.gru_cell("GRU", reset_after, recurrent_activation)
+        _checks.gru_cell("GRU", reset_after, recurrent_activation, layer_norm)
+        _check_norm("GRU", layer_norm, bias, zoneout)
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
-        )
-        self.reset_after = bool(reset_after)
-        self.recurrent_activation = recurrent_activation
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
+            reset_after=bool(reset_after), recurrent_activation=recurrent_activation, layer_norm=bool(layer_norm),
+        )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout)
 
     def _cell(self) -> str:
-        return _checks.gru_cell("GRU", self.reset_after, self.recurrent_activation)
+        return _checks.gru_cell("GRU", self.reset_after, self.recurrent_activation, self.layer_norm)
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        gains = {"gain_ih": (3 * self.hidden_size,), "gain_hh": (3 * self.hidden_size,)}
+        return super()._shapes(width) | (gains if self.layer_norm else {})
+
+    def _derived(self) -> bool:
+        return self.layer_norm
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        w_ih, w_hh, b_ih, b_hh, gain_ih, gain_hh = own
+        return [w_ih, w_hh, b_ih, torch.cat((b_hh, gain_hh, gain_ih))]
 
 
 class RNN(_OneState):
