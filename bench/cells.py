@@ -1,0 +1,119 @@
+"""Every cell, forward and backward, against the same equations as a loop of torch operations, and regularisers against
+the layer without them.
+
+    python bench/cells.py                       about three minutes; run it on a quiet machine
+    python bench/cells.py --compile lstm_norm   also against torch.compile of the loop, whose compilation takes minutes
+
+The loop is fastrnn.reference.layer: one product for the inputs of all steps, then step by step. One thread, one layer,
+I = H, float32, T = 100; results are compared before they are timed, turns are taken, medians of paired ratios. Writes
+cells.md to bench/results/<cpu>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from fastrnn import _core, nn, ops, reference
+from fastrnn.bench import runner
+from fastrnn.bench.timing import interleave, paired_ratio, pinned
+
+STEPS, SHAPES = 100, [(1, 128), (8, 128), (1, 256), (8, 256)]
+OPTIONS = {
+    "lstm, layer_norm": (nn.LSTM, {"layer_norm": True}),
+    "lstm, peepholes": (nn.LSTM, {"peepholes": True}),
+    "lstm, zoneout": (nn.LSTM, {"zoneout": (0.1, 0.1)}),
+    "lstm, recurrent_dropout": (nn.LSTM, {"recurrent_dropout": 0.2}),
+    "lstm, weight_dropout": (nn.LSTM, {"weight_dropout": 0.2}),
+    "gru, layer_norm": (nn.GRU, {"layer_norm": True}),
+    "gru, zoneout": (nn.GRU, {"zoneout": 0.1}),
+    "gru, recurrent_dropout": (nn.GRU, {"recurrent_dropout": 0.2}),
+}
+
+
+def against_loop(cell: str, B: int, H: int, budget_s: float, compiled: bool) -> float:
+    """Time of the loop over that of the layer."""
+    info, bound = _core.CELLS[cell], H**-0.5
+    G, V = info["gates"], info["vectors"]
+    shapes = [(G * H, H), (G * H, H if info["product"] else 0), (G * H,), ((G + V) * H,)]
+    inputs = [torch.randn(STEPS, B, H), *(torch.empty(s).uniform_(-bound, bound) for s in shapes)]
+    inputs = [t.requires_grad_() for t in inputs]
+    loop = torch.compile(reference.layer) if compiled else reference.layer
+
+    def run(layer):
+        return torch.autograd.grad(layer(cell, inputs[0], inputs[1:])[0].sum(), inputs, materialize_grads=True)
+
+    for got, want in zip(run(ops.rnn_layer), run(loop)):
+        if want.numel() and not (got - want).abs().max() <= 1e-2 * (1 + want.abs().max()):
+            raise SystemExit(f"{cell}: gradients differ by {(got - want).abs().max():.2g}")
+    runs = {"fastrnn": lambda: run(ops.rnn_layer), "loop": lambda: run(loop)}
+    return ratio(runs, "loop", "fastrnn", budget_s)
+
+
+def against_plain(name: str, B: int, H: int, budget_s: float) -> float:
+    """Time of a training step with an option over that without."""
+    kind, option = OPTIONS[name]
+    x, modules = torch.randn(STEPS, B, H), {"plain": kind(H, H), "option": kind(H, H, **option)}
+
+    def step(module):
+        module.zero_grad(set_to_none=True)
+        module(x)[0].sum().backward()
+
+    runs = {key: lambda module=module: step(module) for key, module in modules.items()}
+    for run in runs.values():
+        run()
+    return ratio(runs, "option", "plain", budget_s)
+
+
+def ratio(runs: dict, above: str, below: str, budget_s: float) -> float:
+    seconds = interleave(runs, budget_s=budget_s, slice_s=0.02).seconds
+    return paired_ratio(seconds[above], seconds[below]).median
+
+
+def main(argv: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_argument("--cells", nargs="*", default=list(_core.CELLS), choices=list(_core.CELLS))
+    command.add_argument("--compile", nargs="*", default=[], choices=list(_core.CELLS), help="compile the loop of these")
+    command.add_argument("--budget", type=float, default=0.6, help="seconds of timing per contestant and point")
+    command.add_argument("--out", type=Path, help="directory for the results")
+    options = command.parse_args(argv)
+    torch.set_num_threads(1)
+    columns = [f"B={B} H={H}" for B, H in SHAPES]
+    loops = [["cell", *columns, "torch.compile, B=8 H=256"]]
+    plain = [["option", *columns]]
+    with pinned(1):
+        for cell in options.cells:
+            row = [cell, *(f"{against_loop(cell, B, H, options.budget, False):.1f}x" for B, H in SHAPES), ""]
+            if cell in options.compile:
+                row[-1] = f"{against_loop(cell, 8, 256, options.budget, True):.1f}x"
+            loops.append(row)
+            print("  " + "  ".join(row), file=sys.stderr)
+        for name in OPTIONS:
+            plain.append([name, *(f"{against_plain(name, B, H, options.budget):.2f}x" for B, H in SHAPES)])
+            print("  " + "  ".join(plain[-1]), file=sys.stderr)
+    machine = runner.machine_info()
+    text = (
+        f"{machine['cpu']}, one thread, {machine['date'][:10]}, commit {machine['commit']}, torch "
+        f"{machine['versions']['torch']}; forward and backward, T = {STEPS}\n\n"
+        f"The equations as a loop of torch operations: its time over fastrnn's.\n\n{table(loops)}\n"
+        f"An option: the time with it over the plain layer's.\n\n{table(plain)}"
+    )
+    here = Path(__file__).resolve().parent
+    out = options.out or here / "results" / re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "cells.md").write_text(text)
+    print(text)
+    return 0
+
+
+def table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
