@@ -77,7 +77,9 @@ def ratio(runs: dict, above: str, below: str, budget_s: float) -> float:
 def main(argv: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("--cells", nargs="*", default=list(_core.CELLS), choices=list(_core.CELLS))
-    command.add_argument("--compile", nargs="*", default=[], choices=list(_core.CELLS), help="compile the loop of these")
+    command.add_argument(
+        "--compile", nargs="*", default=[], choices=list(_core.CELLS), help="compile the loop of these"
+    )
     command.add_argument("--budget", type=float, default=0.6, help="seconds of timing per contestant and point")
     command.add_argument("--out", type=Path, help="directory for the results")
     options = command.parse_args(argv)

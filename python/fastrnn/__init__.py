@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._convert import convert, to_torch
 
 _NEEDS_TORCH = ("diagnostics", "functional", "nn", "ops", "reference")
-_MODULES = (*_NEEDS_TORCH, "bench", "numpy")
+_MODULES = (*_NEEDS_TORCH, "bench", "numpy", "weights")
 _FROM = {
     "get_num_threads": "threads",
     "set_num_threads": "threads",
@@ -45,6 +45,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "to_torch",
+    "weights",
 ]
 
 
