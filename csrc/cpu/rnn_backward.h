@@ -113,7 +113,7 @@ class BackwardRun {
       if (team_.stopped()) return;
       k0_ = chunk * plan_.chunk_steps;
       k1_ = k0_ + plan_.chunk_steps < steps ? k0_ + plan_.chunk_steps : steps;
-      for (int64_t k = k1_ - 1; k >= k0_; --k) step(k);
+      for (int64_t k = k1_ - 1; k >= k0_; --k) special_ ? step<true>(k) : step<false>(k);
       team_.sync();
       list_chunk();
       if constexpr (Cell::kNormalised) {
@@ -188,8 +188,9 @@ class BackwardRun {
     return k == 0 ? h0_of(rows.batch[i]) : y_at(time(rows, i, k - 1), rows.batch[i]);
   }
   const T* mask_of(int64_t b) const { return p_.h_mask ? p_.h_mask + (d_ * s_.B + b) * s_.out() : nullptr; }
+  template <bool kSpecial>
   static V times_mask(const T* mask, int64_t c, int64_t lanes, V v) {
-    return mask ? v * load_lanes(mask + c, lanes) : v;
+    return kSpecial && mask ? v * load_lanes(mask + c, lanes) : v;
   }
   int64_t chunk_row(int64_t order, int64_t k) const { return (k - k0_) * s_.B + order; }
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
@@ -260,7 +261,7 @@ class BackwardRun {
       row.dx = dx_ + chunk_row(o, k) * ld_;
       row.dr = dr_ + chunk_row(o, k) * ld_;
       row.c_raw = p_.zoneout.rate[1] > 0 ? row.saved + (K + kExtra + (s_.P > 0)) * Hp_ : nullptr;
-      if (p_.zoneout.any()) row.zoneout.at(p_.zoneout, d_, t, b);
+      if (zoned_) row.zoneout.at(p_.zoneout, d_, t, b);
       if ((row.mask = mask_of(b)) && mine(i))
         multiply(row.h_prev, row.mask, s_.out(), masked_ + chunk_row(o, k) * s_.out());
       row.dh_projected = dh_projected_ + chunk_row(o, k) * ld_projected_;
@@ -269,24 +270,27 @@ class BackwardRun {
     return running;
   }
 
+  // kSpecial: with a regulariser or gradients of c from outside; see ForwardRun::step().
+  template <bool kSpecial>
   void step(int64_t k) {
     const int64_t running = set_rows(k);
     if (s_.P) {
       product(serial_depth<Cell>(s_), running, w_.wh_t[0], output_, k, s_.P,
               [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-                const V dh = times_mask(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes) +
+                const V dh = times_mask<kSpecial>(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes) +
                              load_lanes(row.dy + c, lanes);
                 store_lanes(dh, row.dh_projected + c, lanes);
               });
       step_barrier();
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dh_projected;
       product(s_.P, running, w_.wr_t, hidden_, k, s_.H,
-              [&](const Row& row, int64_t u, int64_t lanes, V sum) { units(row, u, lanes, sum); });
+              [&](const Row& row, int64_t u, int64_t lanes, V sum) { units<kSpecial>(row, u, lanes, sum); });
     } else {
       product(serial_depth<Cell>(s_), running, w_.wh_t[0], hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V sum) {
-                units(row, u, lanes,
-                      times_mask(row.mask, u, lanes, sum) + V::load(row.dh_in + u) + load_lanes(row.dy + u, lanes));
+                units<kSpecial>(row, u, lanes,
+                                times_mask<kSpecial>(row.mask, u, lanes, sum) + V::load(row.dh_in + u) +
+                                    load_lanes(row.dy + u, lanes));
               });
     }
     if constexpr (Cell::kLateGates != 0) {
@@ -295,10 +299,10 @@ class BackwardRun {
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dr + from_late;
       product(Cell::kLateGates * Hp_, running, w_.wh_t[1], hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V du) {
-                units_early(row, u, lanes, times_mask(row.mask, u, lanes, du));
+                units_early(row, u, lanes, times_mask<kSpecial>(row.mask, u, lanes, du));
               });
     }
-    if constexpr (Cell::kNormalised) undo_norms(running);
+    if constexpr (Cell::kNormalised) undo_norms<kSpecial>(running);
     if (Cell::kProduct) step_barrier();
   }
 
@@ -316,7 +320,20 @@ class BackwardRun {
                                  });
   }
 
+  // Splits the gradient of the new states between the states before and what the cell computed; c_raw is what it
+  // computed.
+  void undo_zoneout(const Row& row, int64_t u, V* ds_new, V* s_new, V* kept) {
+    for (int q = 0; q < Cell::kStates; ++q) {
+      kept[q] = V(0);
+      if (p_.zoneout.rate[q] == 0) continue;
+      kept[q] = row.zoneout.blend(p_.zoneout, q, u, ds_new[q], V(0));
+      ds_new[q] = ds_new[q] - kept[q];
+      if (q) s_new[q] = V::load(row.c_raw + (q - 1) * Hp_ + u);
+    }
+  }
+
   // Gradients of a normalised step, after units() of all units: of c where there is one, then of R h.
+  template <bool kSpecial>
   void undo_norms(int64_t running) {
     const Range own{hidden_.begin * kPanel, hidden_.end * kPanel < s_.H ? hidden_.end * kPanel : s_.H};
     const T* gains = w_.vectors;
@@ -329,7 +346,7 @@ class BackwardRun {
             norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
         for (int64_t u = own.begin; u < own.end; u += W) {
           const V rstd = V::load(row.saved + (kNormC + 1) * Hp_ + u);
-          gates_from_c(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
+          gates_from_c<kSpecial>(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
         }
       }
     }
@@ -382,11 +399,12 @@ class BackwardRun {
     (d * gain).store(dn_of(i) + u);
   }
   // The other gates, from the gradient of c.
+  template <bool kSpecial>
   void gates_from_c(const Row& row, int64_t u, V dc) {
     V saved[K], s[2] = {V(0), V::load(row.c_prev + u)}, s_new[2] = {V(0), V::load(row.c_new + u)}, ds[2], dx[G], dr[G];
     for (int q = 0; q < kNorm; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
     V ds_new[2] = {V(0), dc + V::load(row.dc_in + u)};
-    if (row.dc) ds_new[1] = ds_new[1] + load_lanes(row.dc + u, s_.H - u);
+    if (kSpecial && row.dc) ds_new[1] = ds_new[1] + load_lanes(row.dc + u, s_.H - u);
     cell_backward<Cell>(saved, s, static_cast<const V*>(nullptr), s_new, ds_new, dx, dr, ds);
     for (int g = 0; g < G; ++g) {
       if (g != Cell::kOutputGate) dx[g].store(row.dx + g * Hp_ + u);
@@ -396,6 +414,7 @@ class BackwardRun {
     ds[1].store(row.dc_out + u);
   }
 
+  template <bool kSpecial>
   void units(const Row& row, int64_t u, int64_t lanes, V dh) {
     if constexpr (Cell::kNormalised && kExtra == 1) return output_gradient(row, &row - row_, u, dh);
     V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[kColumns];
@@ -411,18 +430,11 @@ class BackwardRun {
       s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
       ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
     }
-    if (kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
-    V kept[Cell::kStates];  // what goes straight to the state before
-    for (int q = 0; q < Cell::kStates; ++q) {
-      const double rate = q ? p_.zoneout.rate[1] : p_.zoneout.rate[0];
-      if (rate == 0) continue;
-      kept[q] = row.zoneout.blend(p_.zoneout, q, u, ds_new[q], V(0));
-      ds_new[q] = ds_new[q] - kept[q];
-      if (q) s_new[q] = V::load(row.c_raw + (q - 1) * Hp_ + u);
-    }
+    if (kSpecial && kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
+    V kept[Cell::kStates];  // by zoneout: what goes straight to the state before
+    if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
-    for (int q = 0; q < Cell::kStates; ++q)
-      if ((q ? p_.zoneout.rate[1] : p_.zoneout.rate[0]) > 0) ds[q] = ds[q] + kept[q];
+    for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
     for (int g = 0; g < G; ++g) {
       dx[g].store(row.dx + g * Hp_ + u);
       if (Cell::kNormalised)
@@ -553,7 +565,7 @@ class BackwardRun {
     if (!p_.dstates_in[0]) return;
     product(serial_depth<Cell>(s_), rows_.count, w_.wh_t[0], output_, 0, s_.out(),
             [&](const Row& row, int64_t c, int64_t lanes, V sum) {
-              store_lanes(times_mask(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes), row.dh_out + c,
+              store_lanes(times_mask<true>(row.mask, c, lanes, sum) + load_lanes(row.dh_in + c, lanes), row.dh_out + c,
                           lanes);
             });
   }
@@ -604,6 +616,7 @@ class BackwardRun {
   const Plan plan_;
   const Team team_;
   const int64_t Hp_, ld_;  // ld_: row stride of gate gradients; the extra 16 keeps rows out of one cache set
+  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc;
   int64_t bytes_, ld_projected_, k0_, k1_, n_;
   Rows all_, rows_;
   Row* row_;

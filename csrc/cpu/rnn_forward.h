@@ -113,7 +113,10 @@ class ForwardRun {
       for (int64_t k = k0; k < k1; ++k) {
         running = rows_.running(k, running);
         set_rows(k, running);
-        step(k, base_[k - k0], base_[k1 - k0], running);
+        if (special_)
+          step<true>(k, base_[k - k0], base_[k1 - k0], running);
+        else
+          step<false>(k, base_[k - k0], base_[k1 - k0], running);
       }
     }
     finish();
@@ -294,23 +297,26 @@ class ForwardRun {
         if (p_.zoneout.rate[1] > 0) row.c_raw = row.saved + (K + kExtra + (s_.P > 0)) * Hp_;
       }
       a_[i] = row.h_prev;
-      if (p_.zoneout.any()) row.zoneout.at(p_.zoneout, d_, time(i, k), rows_.batch[i]);
-      if ((row.mask = mask_of(i))) {
+      if (zoned_) row.zoneout.at(p_.zoneout, d_, time(i, k), rows_.batch[i]);
+      if (p_.h_mask) {
+        row.mask = mask_of(i);
         row.masked = masked_at(i, k + 1);
         if (!fresh) a_[i] = masked_at(i, k);
       }
     }
   }
 
+  // kSpecial: with a regulariser. The step without is compiled apart, so that it pays nothing for what it does not do.
+  template <bool kSpecial>
   void step(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
     if constexpr (Cell::kNormalised)
-      recur_normalised(k, gx_base, gx_rows, running);
+      recur_normalised<kSpecial>(k, gx_base, gx_rows, running);
     else
-      recur<0>(k, gx_base, gx_rows, running);
+      recur<0, kSpecial>(k, gx_base, gx_rows, running);
     if constexpr (S::kCount == 2) {
       step_barrier();
       for (int64_t i = 0; i < running; ++i) a_[i] = u_ + rows_.order[i] * Hp_;
-      recur<1>(k, gx_base, gx_rows, running);
+      recur<1, kSpecial>(k, gx_base, gx_rows, running);
     }
     if (s_.P) {
       step_barrier();
@@ -321,14 +327,15 @@ class ForwardRun {
                                        for (int j = 0; j < kMaxTileVecs; ++j) {
                                          const int64_t c = (panel * kMaxTileVecs + j) * W;
                                          if (c < s_.P)
-                                           put_h(row_[r0 + r], c, s_.P - c, V::load(sums + (r * kMaxTileVecs + j) * W));
+                                           put_h<kSpecial>(row_[r0 + r], c, s_.P - c,
+                                                           V::load(sums + (r * kMaxTileVecs + j) * W));
                                        }
                                    });
     }
     if (Cell::kProduct) step_barrier();
   }
 
-  template <int stage>
+  template <int stage, bool kSpecial>
   void recur(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
     constexpr int NV = S::nv(stage), NB = S::nb(stage), kGates = S::gates(stage), kFirst = S::first_gate(stage);
     const Range panels = panels_[stage];
@@ -344,7 +351,7 @@ class ForwardRun {
             x[kFirst + g] = V::load(gx + (r * NV + b * kGates + g) * W);
             rec[kFirst + g] = V::load(sums + (r * NV + b * kGates + g) * W);
           }
-          units<stage>(row_[r0 + r], r0 + r, unit, x, rec);
+          units<stage, kSpecial>(row_[r0 + r], r0 + r, unit, x, rec);
         }
     };
     matmul_rows<T, NV>(depth, running, a_, w_.wh[stage], w_.bh[stage], panels.begin, panels.end, k & 1, cell);
@@ -353,6 +360,7 @@ class ForwardRun {
   T* raw_of(int64_t i) const { return raw_ + rows_.order[i] * G * Hp_; }
 
   // R h of all units, then the gates with r normalised, then, for a cell with c, h from c normalised.
+  template <bool kSpecial>
   void recur_normalised(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
     const Range panels = panels_[0];
     matmul_rows<T, G>(recurrent_width<Cell>(s_), running, a_, w_.wh[0], nullptr, panels.begin, panels.end, k & 1,
@@ -365,8 +373,8 @@ class ForwardRun {
     for (int64_t i = 0; i < running; ++i) {
       const Moments<T> of_r = moments<G>(raw_of(i), s_.H, Hp_);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-        units_normalised(row_[i], panel, of_r, raw_of(i),
-                         gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
+        units_normalised<kSpecial>(row_[i], panel, of_r, raw_of(i),
+                                   gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
     }
     if constexpr (kExtra == 1) {
       step_barrier();
@@ -384,11 +392,12 @@ class ForwardRun {
           if (s_.P)
             h.store(row.h_full + unit);
           else
-            put_h(row, unit, s_.H - unit, h);
+            put_h<kSpecial>(row, unit, s_.H - unit, h);
         }
       }
     }
   }
+  template <bool kSpecial>
   void units_normalised(const Row& row, int64_t panel, const Moments<T>& of_r, const T* raw, const T* gx) {
     const int64_t unit = panel * W, lanes = s_.H - unit;
     V x[G], r[G], s[Cell::kStates], s_new[Cell::kStates], saved[K];
@@ -404,11 +413,11 @@ class ForwardRun {
     cell_forward<Cell>(x, r, s, static_cast<const V*>(nullptr), s_new, saved);
     for (int q = 0; q < kNorm; ++q) saved[q].store(row.saved + q * Hp_ + unit);
     for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
-    if (!kExtra) put_h(row, unit, lanes, s_new[0]);
+    if (!kExtra) put_h<kSpecial>(row, unit, lanes, s_new[0]);
   }
 
   // The gate math of W units of one row.
-  template <int stage>
+  template <int stage, bool kSpecial>
   void units(const Row& row, int64_t i, int64_t unit, const V* x, const V* rec) {
     const int64_t lanes = s_.H - unit;
     V s[Cell::kStates], s_new[Cell::kStates], saved[K];
@@ -417,7 +426,7 @@ class ForwardRun {
     if constexpr (Cell::kLateGates != 0 && stage == 0) {
       V u;
       Cell::early(x, rec, s, &u, saved);
-      if (row.mask) u = u * load_lanes(row.mask + unit, lanes);
+      if (kSpecial && p_.h_mask) u = u * load_lanes(row.mask + unit, lanes);
       for (int g = 0; g < S::gates(0); ++g) saved[g].store(row.saved + g * Hp_ + unit);
       u.store(row.saved + (K - 1) * Hp_ + unit);
       u.store(u_ + rows_.order[i] * Hp_ + unit);
@@ -427,12 +436,12 @@ class ForwardRun {
       V vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + unit);
       cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
-      if (p_.zoneout.any()) zone_out(row, unit, lanes, s, s_new);
+      if (kSpecial && zoned_) zone_out(row, unit, lanes, s, s_new);
       for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
       if (s_.P)
         s_new[0].store(row.h_full + unit);
       else
-        put_h(row, unit, lanes, s_new[0]);
+        put_h<kSpecial>(row, unit, lanes, s_new[0]);
       if (row.saved) {
         constexpr int kFirst = Cell::kLateGates ? S::gates(0) : 0, kLast = Cell::kLateGates ? K - 1 : K;
         for (int q = kFirst; q < kLast; ++q) saved[q].store(row.saved + q * Hp_ + unit);
@@ -440,12 +449,13 @@ class ForwardRun {
     }
   }
 
+  template <bool kSpecial>
   void put_h(const Row& row, int64_t unit, int64_t lanes, V h) {
     store_lanes(h, row.y + unit, lanes);
-    if (row.mask) store_lanes(h * load_lanes(row.mask + unit, lanes), row.masked + unit, lanes);
+    if (kSpecial && p_.h_mask) store_lanes(h * load_lanes(row.mask + unit, lanes), row.masked + unit, lanes);
   }
 
-  void zone_out(const Row& row, int64_t unit, int64_t lanes, V* s, V* s_new) {
+  void zone_out(const Row& row, int64_t unit, int64_t lanes, const V* s, V* s_new) {
     if (p_.zoneout.rate[0] > 0)  // never with a projection, where h is not of this width
       s_new[0] = row.zoneout.blend(p_.zoneout, 0, unit, load_lanes(row.h_prev + unit, lanes), s_new[0]);
     for (int e = 0; p_.zoneout.rate[1] > 0 && e < kExtra; ++e) {
@@ -461,6 +471,7 @@ class ForwardRun {
   const Plan plan_;
   const Team team_;
   const int64_t Hp_;
+  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask;
   int64_t bytes_;
   Rows rows_;
   Row* row_;
