@@ -186,7 +186,7 @@ def test_bad_options():
     with pytest.raises(ValueError, match=r"LSTM: zoneout of h is 0.1 with a projection of 3, expected 0"):
         nn.LSTM(I, H, proj_size=3, zoneout=0.1)
     nn.LSTM(I, H, proj_size=3, zoneout=(0.0, 0.1))(torch.ones(2, 1, I))
-    with pytest.raises(TypeError, match="seed is a str, expected an int or None"):
+    with pytest.raises(TypeError, match="gru: seed is a str, expected an int or None"):
         functional.gru(torch.ones(2, 1, I), None, nn.GRU(I, H)._flat_weights, zoneout=0.1, training=True, seed="7")
     with pytest.raises(TypeError, match="zoneout"):
         nn.FastRNN(I, H, zoneout=0.1)
@@ -198,17 +198,23 @@ def test_bad_options():
 def test_where_it_is_not_implemented_it_says_so():
     module, x = nn.GRU(I, H, zoneout=0.1), torch.randn(4, 2, I)
     with pytest.raises(
-        NotImplementedError, match="zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
+        NotImplementedError, match="gru: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
     ):
         torch.func.vmap(lambda row: module(row[:, None])[0], randomness="different")(x.transpose(0, 1))
     with pytest.raises(
-        NotImplementedError, match="zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
+        NotImplementedError, match="gru: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
     ):
         torch.func.grad(lambda x: functional.gru(x, None, module._flat_weights, zoneout=0.1)[0].sum())(x)
 
 
+def test_dropout_that_does_not_act_is_in_nobodys_way():
+    module, x = nn.GRU(I, H, recurrent_dropout=0.2, weight_dropout=0.2).eval(), torch.randn(4, 2, I)
+    got = torch.func.vmap(lambda x: module(x)[0])(x[None])
+    assert torch.equal(got[0], module(x)[0])
+
+
 def test_layers_and_directions_draw_different_numbers():
-    rates = _noise.Rates((0.5, 0.5), 0.5, 0.5).drawn(3, True)
+    rates = _noise.Rates((0.5, 0.5), 0.5, 0.5).drawn("rnn", 3, True)
     a, b = (rates.of_layer(k, True, torch.ones(1), 64, 64, 2) for k in (0, 1))
     assert a.seed != b.seed and not torch.equal(a.h_mask, b.h_mask) and not torch.equal(a.h_mask[0], a.h_mask[1])
     w = torch.ones(64, 64)

@@ -103,6 +103,23 @@ def test_modules_return_the_states_of_every_layer(batch_first):
     assert half(x.bfloat16(), return_states=True)[2].c[0].dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_is_returned_is_the_callers_own(grad):
+    """Writing into the states of one call must not reach its backward: they are copies of what that reads."""
+    inputs = cases.make("lstm", Case(4, 3, 5, 16))
+    want = torch.autograd.grad(cases.kernel(inputs)["y"].sum(), list(inputs))
+    with torch.set_grad_enabled(grad):
+        keep = ops.Keep(gates=True)
+        y, _ = ops.rnn_layer("lstm", inputs.x, inputs.weights, inputs.states, keep=keep)
+    assert keep.c.untyped_storage().nbytes() == keep.c.nbytes
+    assert keep.gates.untyped_storage().nbytes() == keep.gates.nbytes
+    if grad:
+        with torch.no_grad():
+            keep.c.fill_(7)
+            keep.gates.fill_(7)
+        assert all(map(torch.equal, torch.autograd.grad(y.sum(), list(inputs)), want))
+
+
 def test_zoneout_keeps_the_states_that_are_returned():
     module, x = nn.LSTM(I, H, zoneout=(0.5, 0.5)), torch.randn(30, 2, I)
     _, _, states = module(x, return_states=True)

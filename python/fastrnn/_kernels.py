@@ -407,7 +407,8 @@ def kept_states(
     G, S, slots, *_ = CELLS[cell]
     kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)
     first = slots - (S - 1)
-    c = kept[..., first, :].flatten(2) if S == 2 else None
+    # Copies: backward still reads the reserve, and the caller may write into what he gets.
+    c = kept[..., first, :].clone(memory_format=torch.contiguous_format).flatten(2) if S == 2 else None
     gates = kept[..., :G, :].clone(memory_format=torch.contiguous_format) if with_gates else None
     if lengths is not None:
         T = kept.shape[1 if batch_first else 0]

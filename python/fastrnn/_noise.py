@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _core
-from ._checks import DTypeError
+from ._checks import type_error
 
 _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -43,17 +43,19 @@ class Rates(NamedTuple):
     weight_dropout: float = 0.0
     seed: int = 0
 
-    def drawn(self, seed: int | None, training: bool) -> Rates | None:
+    def drawn(self, function: str, seed: int | None, training: bool) -> Rates | None:
         """These for one call; a seed of None comes from torch's generator. None if nothing acts."""
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise DTypeError(f"seed is a {type(seed).__name__}, expected an int or None")
+            raise type_error(function, "seed", seed, "an int or None")
+        if not training and not any(self.zoneout):
+            return None
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
-                "zoneout, recurrent_dropout and weight_dropout are not implemented inside torch.compile, torch.export and "
-                "torch.func, expected 0"
+                f"{function}: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch.compile, "
+                "torch.export and torch.func, expected 0"
             )
         if not training:
-            return self if any(self.zoneout) else None
+            return self
         return self._replace(seed=int(torch.randint(1 << 62, ())) if seed is None else seed & _64)
 
     def of_layer(self, layer: int, training: bool, x: Tensor, B: int, width: int, D: int) -> Noise | None:

@@ -44,9 +44,7 @@ class States(NamedTuple):
 
     h: tuple[Tensor, ...]  # L times [T, B, D*(H or P)], the output of each layer
     c: tuple[Tensor, ...]  # L times [T, B, D*H]; empty for cells without c
-    gates: tuple[
-        Tensor, ...
-    ]  # L times [T, B, D, G, H], after their activation, without gradient; empty unless asked for
+    gates: tuple[Tensor, ...]  # L times [T, B, D, G, H], after activation, no gradient; empty unless asked for
 
 
 def as_pair(function: str, state: object) -> State | None:

@@ -76,7 +76,7 @@ def lstm(
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
-    rates = _drawn(rates_of("lstm", zoneout, recurrent_dropout, weight_dropout), seed, training)
+    rates = _drawn("lstm", zoneout, recurrent_dropout, weight_dropout, seed, training)
     stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
@@ -123,7 +123,7 @@ def gru(
         >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
     """
     cell = _checks.gru_cell("gru", reset_after, recurrent_activation, layer_norm)
-    rates = _drawn(rates_of("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout), seed, training)
+    rates = _drawn("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
     stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
@@ -166,7 +166,7 @@ def rnn(
     cell = f"rnn_{nonlinearity}"
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
-    rates = _drawn(rates_of("rnn", (zoneout, 0.0), recurrent_dropout, weight_dropout), seed, training)
+    rates = _drawn("rnn", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
     stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
@@ -276,8 +276,16 @@ def indrnn(
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
-def _drawn(rates: Rates | None, seed: int | None, training: bool) -> Rates | None:
-    return None if rates is None else rates.drawn(seed, training)
+def _drawn(
+    function: str,
+    zoneout: float | tuple[float, float],
+    recurrent_dropout: float,
+    weight_dropout: float,
+    seed: int | None,
+    training: bool,
+) -> Rates | None:
+    rates = rates_of(function, zoneout, recurrent_dropout, weight_dropout)
+    return None if rates is None else rates.drawn(function, seed, training)
 
 
 def _one_state(

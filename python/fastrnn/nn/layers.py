@@ -140,7 +140,7 @@ class _Recurrent(Module):
             (self.input_size, self.hidden_size, self.proj_size),
             self.batch_first,
             self.dropout,
-            rates=None if self._rates is None else self._rates.drawn(None, self.training),
+            rates=None if self._rates is None else self._rates.drawn(self._function, None, self.training),
         )
 
     def _run(
