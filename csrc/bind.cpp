@@ -1,8 +1,8 @@
 // fastrnn._core: the CPU kernels on raw addresses. Everything is checked in Python (fastrnn/_checks.py) before it gets
 // here.
+#include "bind.h"
+
 #include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <array>
 #include <chrono>
@@ -12,17 +12,9 @@
 #include "cpu/engine.h"
 #include "dlpack.h"
 
-namespace py = pybind11;
 using namespace fastrnn;
 
 namespace {
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 template <class T>
 T* at(const Addresses& list, size_t i) {
   return i < list.size() ? at<T>(list[i]) : nullptr;
@@ -171,60 +163,6 @@ py::dict plan(const std::string& cell, int itemsize, int64_t T, int64_t B, int64
       make_plan({kCells[cell_id(cell)], itemsize, {T, B, I, H, P, D}, training, threads, schedule.c_str()});
   return py::dict(py::arg("schedule") = schedule_name(plan.schedule), py::arg("threads") = plan.threads,
                   py::arg("chunk_steps") = plan.chunk_steps);
-}
-
-// ---- attention
-struct AttentionArguments {
-  int itemsize;
-  AttentionShape shape;
-  Address query, key, value, v, lengths, mask;
-  std::array<int64_t, 3> mask_strides;
-
-  template <class T>
-  void fill(AdditiveInput<T>& p) const {
-    p.shape = shape;
-    p.query = at<const T>(query);
-    p.key = at<const T>(key);
-    p.value = at<const T>(value);
-    p.v = at<const T>(v);
-    p.lengths = at<const int64_t>(lengths);
-    p.mask = at<const uint8_t>(mask);
-    p.mask_stride_b = mask_strides[0];
-    p.mask_stride_q = mask_strides[1];
-    p.mask_stride_k = mask_strides[2];
-  }
-};
-
-void additive_forward(const AttentionArguments& a, Address context, Address weights, int threads) {
-  const auto call = [&](auto zero) {
-    using E = decltype(zero);
-    AdditiveForward<E> p{};
-    a.fill(p);
-    p.context = at<E>(context);
-    p.weights = at<E>(weights);
-    py::gil_scoped_release release;
-    run_additive_forward(p, threads);
-  };
-  a.itemsize == 4 ? call(0.0f) : call(0.0);
-}
-
-void additive_backward(const AttentionArguments& a, Address weights, Address dcontext, Address dweights, Address dquery,
-                       Address dkey, Address dvalue, Address dv, int threads) {
-  const auto call = [&](auto zero) {
-    using E = decltype(zero);
-    AdditiveBackward<E> p{};
-    a.fill(p);
-    p.weights = at<const E>(weights);
-    p.dcontext = at<const E>(dcontext);
-    p.dweights = at<const E>(dweights);
-    p.dquery = at<E>(dquery);
-    p.dkey = at<E>(dkey);
-    p.dvalue = at<E>(dvalue);
-    p.dv = at<E>(dv);
-    py::gil_scoped_release release;
-    run_additive_backward(p, threads);
-  };
-  a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
 // The factors [rows, units] of dropout with probability `rate`: row r has the random numbers of time r, batch row 0.
@@ -376,14 +314,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       },
       py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"),
       "exp, tanh or sigmoid of float32 as the kernels compute it.");
-  py::class_<AttentionArguments>(m, "Attention")
-      .def(py::init([](int itemsize, int64_t B, int64_t Tq, int64_t Tk, int64_t D, int64_t Dv, Address query,
-                       Address key, Address value, Address v, Address lengths, Address mask,
-                       std::array<int64_t, 3> mask_strides) {
-        return AttentionArguments{itemsize, {B, Tq, Tk, D, Dv}, query, key, value, v, lengths, mask, mask_strides};
-      }));
-  m.def("additive_forward", &additive_forward);
-  m.def("additive_backward", &additive_backward);
+  bind_attention(m);
   py::class_<AnyStepper>(m, "Stepper")
       .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&,
                     const Addresses&, const std::array<double, 2>&>())

@@ -8,8 +8,21 @@ namespace fastrnn {
 struct LstmNormCell : LstmCell {
   static constexpr int kSaved = 4 + 5 + 5 + 2;  // i f g o; r, x and c normalised, with 1/deviation (see norm_slot())
   static constexpr int kVectors = 4 + 2 + 4;    // gains of r; gain and shift of c; gains of x
-  static constexpr int kOutputGate = 3;         // h' = saved[3] * tanh(LN(c'))
+  static constexpr int kOutputGate = 3;
   static constexpr bool kNormalised = true;
   static constexpr bool kSharedGateGrad = false;
+
+  // h' from the output gate o and n = LN(c').
+  template <class V>
+  FASTRNN_HD static V output(V o, V n) {
+    return o * tanh(n);
+  }
+  // Gradients of n (written) and of the output gate's pre-activation (returned).
+  template <class V>
+  FASTRNN_HD static V backward_output(V o, V n, V dh, V* dn) {
+    const V th = tanh(n);
+    *dn = dh * o * d_tanh(th);
+    return dh * th * d_sigmoid(o);
+  }
 };
 }  // namespace fastrnn

@@ -4,7 +4,9 @@
 // so that the exponentials are per row, and a pair of terms shares one reciprocal. The constant sum of v drops out of
 // the softmax. Where |a| or |b| exceeds kRange, products could leave the range of float: there r comes from tanh
 // itself. Backward uses 1 - tanh^2 = 4 (r - r^2) and recomputes r; nothing of size Tq*Tk*D is ever stored.
+#include "../attention.h"
 #include "layout.h"
+#include "team.h"
 
 namespace fastrnn {
 namespace {

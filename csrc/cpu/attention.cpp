@@ -1,4 +1,5 @@
 // Runs attention: threads and scratch.
+#include "attention_table.h"
 #include "engine.h"
 
 namespace fastrnn {
@@ -6,9 +7,9 @@ namespace {
 template <class T>
 const AttentionKernels<T>& kernels() {
   if constexpr (std::is_same<T, float>::value)
-    return cpu_table().attention_f32;
+    return cpu_table().attention->f32;
   else
-    return cpu_table().attention_f64;
+    return cpu_table().attention->f64;
 }
 
 // One thread where the work is not worth waking others for (some 20 us), or where they are busy.

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "../attention.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "plan.h"

@@ -388,12 +388,12 @@ class BackwardRun {
   }
   T* dn_of(int64_t i) const { return dn_ + rows_.order[i] * Hp_; }
 
-  // h = o tanh(LN(c)): the gradients of o and of LN(c), and of its gain and shift.
+  // The gradients of the output gate and of LN(c), and of its gain and shift.
   void output_gradient(const Row& row, int64_t i, int64_t u, V dh) {
     const V o = V::load(row.saved + Cell::kOutputGate * Hp_ + u), n = V::load(row.saved + kNormC * Hp_ + u);
     const V gain = V::load(w_.vectors + G * Hp_ + u), shift = V::load(w_.vectors + (G + 1) * Hp_ + u);
-    const V th = tanh(n * gain + shift), d = dh * o * d_tanh(th);
-    (dh * th * d_sigmoid(o)).store(row.dx + Cell::kOutputGate * Hp_ + u);
+    V d;
+    Cell::backward_output(o, n * gain + shift, dh, &d).store(row.dx + Cell::kOutputGate * Hp_ + u);
     (d * n).store(row.dr + (G + G) * Hp_ + u);
     d.store(row.dr + (G + G + 1) * Hp_ + u);
     (d * gain).store(dn_of(i) + u);
@@ -431,7 +431,7 @@ class BackwardRun {
       ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
     }
     if (kSpecial && kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
-    V kept[Cell::kStates];  // by zoneout: what goes straight to the state before
+    V kept[Cell::kStates] = {};  // by zoneout: what goes straight to the state before
     if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
     for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];

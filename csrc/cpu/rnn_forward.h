@@ -384,7 +384,7 @@ class ForwardRun {
         for (int64_t unit = panels.begin * W; unit < panels.end * W; unit += W) {
           const V n = (V::load(row.c_new + unit) - V(of_c.mean)) * V(of_c.rstd);
           const V gain = V::load(w_.vectors + G * Hp_ + unit), shift = V::load(w_.vectors + (G + 1) * Hp_ + unit);
-          const V h = V::load(row.saved + Cell::kOutputGate * Hp_ + unit) * tanh(n * gain + shift);
+          const V h = Cell::output(V::load(row.saved + Cell::kOutputGate * Hp_ + unit), n * gain + shift);
           if (p_.reserve) {
             n.store(row.saved + kNormC * Hp_ + unit);
             V(of_c.rstd).store(row.saved + (kNormC + 1) * Hp_ + unit);

@@ -1,6 +1,5 @@
 #pragma once
 // One table of function pointers per ISA. Plain data, so that the per-ISA files may include it.
-#include "../attention.h"
 #include "../cells/all.h"
 #include "../params.h"
 #include "team.h"
@@ -19,11 +18,11 @@ enum Schedule { kBatchSplit, kHiddenSplit };
 // Packed weights of one direction (see matmul.h): panels for forward, and the transposes for backward. Index = stage.
 template <class T>
 struct PackedForward {
-  const T *wx[2], *wh[2], *bx[2], *bh[2], *wr, *vectors;
+  const T *wx[2] = {}, *wh[2] = {}, *bx[2] = {}, *bh[2] = {}, *wr = nullptr, *vectors = nullptr;
 };
 template <class T>
 struct PackedBackward {
-  const T *wx_t, *wh_t[2], *wr_t, *vectors;
+  const T *wx_t = nullptr, *wh_t[2] = {}, *wr_t = nullptr, *vectors = nullptr;
 };
 
 struct Plan {
@@ -61,20 +60,13 @@ struct CellKernels {
   void (*backward)(const BackwardJob<T>&);
 };
 
-template <class T>
-struct AttentionKernels {  // scratch: additive_scratch() bytes for the whole team, 64-byte aligned
-  int64_t (*additive_scratch)(const AdditiveInput<T>&, bool backward, int threads);
-  void (*additive_forward)(const AdditiveForward<T>&, char* scratch, const Team&);
-  void (*additive_backward)(const AdditiveBackward<T>&, char* scratch, const Team&);
-};
-
+struct AttentionTable;
 struct CpuTable {
   const char* isa;
   int vec_bytes;
   CellKernels<float> f32[kNumCells];
   CellKernels<double> f64[kNumCells];
-  AttentionKernels<float> attention_f32;
-  AttentionKernels<double> attention_f64;
+  const AttentionTable* attention;
   uint64_t (*hash)(const void* data, int64_t bytes);  // of the content, for the pack cache
   double (*fma_loop)(int64_t iterations);             // returns FLOPs done
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);

@@ -1,6 +1,6 @@
 #pragma once
 // Vec<T>: the widest vector of T of this translation unit's ISA, and exp/tanh on it. Kernels see only this type.
-// Internal linkage throughout: the file is compiled once per ISA (see isa_body.h).
+// Internal linkage throughout: the file is compiled once per ISA (see isa_rnn.cpp).
 // Built on the compiler's vector extension, so one body serves SSE2/NEON, AVX2 and AVX-512; a*b+c contracts to FMA.
 #include <stdint.h>
 

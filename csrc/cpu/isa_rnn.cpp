@@ -1,5 +1,5 @@
-// The CPU kernels of one ISA. No include guard: compiled once per ISA with FASTRNN_ISA set to its name.
-#include "additive.h"
+// The recurrent kernels of one ISA, and what is measured with its vectors. Compiled once per ISA, FASTRNN_ISA its name.
+#include "isa.h"
 #include "rnn_backward.h"
 #include "rnn_forward.h"
 
@@ -86,27 +86,22 @@ void dropout_row(uint64_t key, int64_t n, uint32_t threshold, T scale, T* out) {
 }
 }  // namespace
 
-#define FASTRNN_CAT_(a, b) a##b
-#define FASTRNN_CAT(a, b) FASTRNN_CAT_(a, b)
-#define FASTRNN_STR_(a) #a
-#define FASTRNN_STR(a) FASTRNN_STR_(a)
 #define FASTRNN_ROW(Cell, T)                                                                                \
   {packed_forward_bytes<Cell, T>,  pack_forward<Cell, T>,  forward_scratch<Cell, T>,  rnn_forward<Cell, T>, \
    packed_backward_bytes<Cell, T>, pack_backward<Cell, T>, backward_scratch<Cell, T>, rnn_backward<Cell, T>},
 #define FASTRNN_ROW_F32(name, Cell) FASTRNN_ROW(Cell, float)
 #define FASTRNN_ROW_F64(name, Cell) FASTRNN_ROW(Cell, double)
-#define FASTRNN_ATTENTION(T) {additive_scratch<T>, additive_forward<T>, additive_backward<T>}
-extern const CpuTable FASTRNN_CAT(table_, FASTRNN_ISA);
-const CpuTable FASTRNN_CAT(table_, FASTRNN_ISA) = {FASTRNN_STR(FASTRNN_ISA),
-                                                   kVecBytes,
-                                                   {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F32)},
-                                                   {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F64)},
-                                                   FASTRNN_ATTENTION(float),
-                                                   FASTRNN_ATTENTION(double),
-                                                   hash,
-                                                   fma_loop,
-                                                   read_loop,
-                                                   activation,
-                                                   dropout_row<float>,
-                                                   dropout_row<double>};
+extern const AttentionTable FASTRNN_OF_ISA(attention_table);
+extern const CpuTable FASTRNN_OF_ISA(table);
+const CpuTable FASTRNN_OF_ISA(table) = {FASTRNN_ISA_NAME,
+                                        kVecBytes,
+                                        {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F32)},
+                                        {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F64)},
+                                        &FASTRNN_OF_ISA(attention_table),
+                                        hash,
+                                        fma_loop,
+                                        read_loop,
+                                        activation,
+                                        dropout_row<float>,
+                                        dropout_row<double>};
 }  // namespace fastrnn

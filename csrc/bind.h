@@ -1,0 +1,19 @@
+#pragma once
+// What the files that make up fastrnn._core share.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace py = pybind11;
+
+using Address = std::uintptr_t;
+using Addresses = std::vector<Address>;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_attention(py::module_& m);
