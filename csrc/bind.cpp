@@ -7,6 +7,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 
 #include "cpu/engine.h"
@@ -15,11 +16,6 @@
 using namespace fastrnn;
 
 namespace {
-template <class T>
-T* at(const Addresses& list, size_t i) {
-  return i < list.size() ? at<T>(list[i]) : nullptr;
-}
-
 CellId cell_id(const std::string& name) {
   for (int i = 0; i < kNumCells; ++i)
     if (name == kCells[i].name) return CellId(i);
@@ -54,15 +50,24 @@ RnnWeights<T> weights_of(const Addresses& list, size_t first) {
 
 // seed, rate of h, rate of c, training, address of h_mask; see csrc/noise.h.
 using Noise = std::tuple<uint64_t, double, double, bool, Address>;
+// segment_steps, gate_clip, detach_mask and its strides; see csrc/params.h.
+using Backprop = std::tuple<int64_t, double, Address, int64_t, int64_t>;
 
 Zoneout zoneout_of(const Noise& n) { return {std::get<0>(n), {std::get<1>(n), std::get<2>(n)}, std::get<3>(n)}; }
 
 template <class T>
 void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stride_t, int64_t x_stride_b,
                 const Addresses& weights, const Addresses& states_in, Address lengths, Address reset_mask,
-                int64_t reset_stride_t, int64_t reset_stride_b, const Noise& noise) {
-  p.zoneout = zoneout_of(noise);
-  p.h_mask = at<const T>(std::get<4>(noise));
+                int64_t reset_stride_t, int64_t reset_stride_b, const std::optional<Noise>& noise,
+                const std::optional<Backprop>& backprop, Address checkpoints) {
+  if (noise) {
+    p.zoneout = zoneout_of(*noise);
+    p.h_mask = at<const T>(std::get<4>(*noise));
+  }
+  if (backprop && std::get<0>(*backprop)) {
+    p.segment_steps = std::get<0>(*backprop);
+    p.checkpoints = at<T>(checkpoints);
+  }
   p.shape = shape;
   p.x = at<const T>(x);
   p.x_stride_t = x_stride_t;
@@ -89,18 +94,19 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
                  int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
                  const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
                  int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out,
-                 Address reserve, const std::string& schedule, int threads, const Noise& noise) {
+                 Address reserve, const std::string& schedule, int threads, const std::optional<Noise>& noise,
+                 const std::optional<Backprop>& backprop) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnForward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b, noise);
+               reset_stride_t, reset_stride_b, noise, backprop, reserve);
     p.y = at<E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
     for (int s = 0; s < kMaxStates; ++s) p.states_out[s] = at<E>(states_out, s);
-    p.reserve = at<E>(reserve);
+    p.reserve = p.segment_steps ? nullptr : at<E>(reserve);
     run_interruptible<E>(p, schedule, threads, [&](const auto& q, const RunOptions& o) { run_forward<E>(id, q, o); });
   };
   itemsize == 4 ? call(0.0f) : call(0.0);
@@ -113,23 +119,29 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
                   Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dc,
                   int64_t dc_stride_t, int64_t dc_stride_b, Address dx, int64_t dx_stride_t, int64_t dx_stride_b,
                   const Addresses& dstates_in, const Addresses& dweights, const std::string& schedule, int threads,
-                  const Noise& noise) {
+                  const std::optional<Noise>& noise, const std::optional<Backprop>& backprop) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnBackward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b, noise);
+               reset_stride_t, reset_stride_b, noise, backprop, reserve);
     p.y = at<const E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
-    p.reserve = at<const E>(reserve);
+    p.reserve = p.segment_steps ? nullptr : at<const E>(reserve);
     p.dy = at<const E>(dy);
     p.dy_stride_t = dy_stride_t;
     p.dy_stride_b = dy_stride_b;
     p.dc = at<const E>(dc);
     p.dc_stride_t = dc_stride_t;
     p.dc_stride_b = dc_stride_b;
+    if (backprop) {
+      p.gate_clip = E(std::get<1>(*backprop));
+      p.detach_mask = at<const uint8_t>(std::get<2>(*backprop));
+      p.detach_stride_t = std::get<3>(*backprop);
+      p.detach_stride_b = std::get<4>(*backprop);
+    }
     p.dx = at<E>(dx);
     p.dx_stride_t = dx_stride_t;
     p.dx_stride_b = dx_stride_b;

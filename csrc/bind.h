@@ -16,4 +16,9 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+template <class T>
+T* at(const Addresses& list, size_t i) {
+  return i < list.size() ? at<T>(list[i]) : nullptr;
+}
+
 void bind_attention(py::module_& m);

@@ -50,7 +50,16 @@ struct RnnInput {
   int64_t reset_stride_t, reset_stride_b;
   Zoneout zoneout;
   const T* h_mask;  // [D, B, out()] factors of h where the recurrent product reads it; null = none
+  // Checkpointing: forward keeps c (and, as y, h) at every segment_steps-th step only, and backward runs the segments
+  // forwards again. A multiple of backward's chunk_steps; 0 = the reserve holds every step.
+  int64_t segment_steps;
+  T* checkpoints;  // [D, ceil(T / segment_steps) - 1, B, states - 1, hidden_padded], written by forward
 
+  // The checkpoint of step k > 0, a multiple of segment_steps, of one row.
+  T* checkpoint(int states, int d, int64_t k, int64_t b) const {
+    const int64_t before = (shape.T - 1) / segment_steps;
+    return checkpoints + ((d * before + k / segment_steps - 1) * shape.B + b) * (states - 1) * shape.hidden_padded();
+  }
   int64_t slots(int saved, int states) const { return reserve_slots(saved, states, shape.P, zoneout.rate[1] > 0); }
 };
 
@@ -72,7 +81,10 @@ struct RnnBackward : RnnInput<T> {
   const T* dstates_out[kMaxStates];  // null = zero
   const T* dc;                       // [T, B, D*H], gradient of c of every step, null = zero
   int64_t dc_stride_t, dc_stride_b;
-  T* dx;  // [T, B, I], null = not wanted
+  const uint8_t* detach_mask;  // [T, B], where no gradient of a state crosses, as reset_mask for states; null = none
+  int64_t detach_stride_t, detach_stride_b;
+  T gate_clip;  // bound of the gradients of W x + b_ih and of R h + b_hh; 0 = none
+  T* dx;        // [T, B, I], null = not wanted
   int64_t dx_stride_t, dx_stride_b;
   T* dstates_in[kMaxStates];  // null = not wanted
   RnnGrads<T> grads[2];

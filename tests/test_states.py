@@ -62,6 +62,22 @@ def test_second_derivative(cell):
     assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*found))
 
 
+def _squash(*names):
+    return lambda x, r: [getattr(torch, name)(a + b) for name, a, b in zip(names, x, r)]
+
+
+# From zero, R h is the bias alone; x and r are what W x + b_ih and R h + b_hh give for each gate.
+GATES = {
+    "rnn_tanh": _squash("tanh"),
+    "rnn_relu": _squash("relu"),
+    "rnn_sigmoid": _squash("sigmoid"),
+    "lstm": _squash("sigmoid", "sigmoid", "tanh", "sigmoid"),
+    "lstm_cifg": _squash("sigmoid", "tanh", "sigmoid"),
+    "gru": lambda x, r: [*_squash("sigmoid", "sigmoid")(x, r), torch.tanh(x[2] + torch.sigmoid(x[0] + r[0]) * r[2])],
+    "gru_reset_before": _squash("sigmoid", "sigmoid", "tanh"),
+}
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gates_are_those_of_the_equations(cell):
     """One step from zero: what the gates are made of is known."""
@@ -70,14 +86,10 @@ def test_gates_are_those_of_the_equations(cell):
     y, _ = ops.rnn_layer(cell, inputs.x, inputs.weights, directions=2, keep=keep)
     G = fastrnn._core.CELLS[cell]["gates"]
     assert keep.gates.shape == (1, 3, 2, G, 17) and not keep.gates.requires_grad
-    if cell.startswith("rnn_") or cell == "lstm":
+    if cell in GATES:
         w_ih, _, b_ih, b_hh = inputs.weights[:4]
-        a = torch.nn.functional.linear(inputs.x[0], w_ih, b_ih + b_hh).view(3, G, 17)
-        if cell == "lstm":
-            i, f, g, o = a.unbind(1)
-            want = torch.stack((i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()), 1)
-        else:
-            want = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}[cell[4:]](a)
+        x = torch.nn.functional.linear(inputs.x[0], w_ih, b_ih).view(3, G, 17).unbind(1)
+        want = torch.stack(GATES[cell](x, b_hh.view(G, 17)), 1)
         assert torch.allclose(keep.gates[0, :, 0], want, atol=1e-5)
 
 
@@ -128,10 +140,41 @@ def test_zoneout_keeps_the_states_that_are_returned():
         assert 0.45 < kept < 0.55
 
 
+@pytest.mark.parametrize("form", ["batched", "batch_first", "unbatched", "packed"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_initial_states_are_learned(kind, form):
+    first, sizes = form == "batch_first", {"proj_size": 5} if kind == "LSTM" else {}
+    module = getattr(nn, kind)(I, H, 2, batch_first=first, bidirectional=True, learn_initial_state=True, **sizes)
+    names = ("initial_h", "initial_c")[: 2 if kind == "LSTM" else 1]
+    states = [getattr(module, name) for name in names]
+    assert {*names} <= module.state_dict().keys() and not any(s.any() for s in states)
+    assert "learn_initial_state=True" in repr(module)
+    with torch.no_grad():
+        for s in states:
+            s.normal_()
+    x = torch.randn(4, 6, I)
+    rows = 4 if first else 6
+    if form == "unbatched":
+        x, hx = x[0], [s.squeeze(1) for s in states]
+    else:
+        hx = [s.expand(-1, rows, -1) for s in states]
+    if form == "packed":
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 4, 1, 3, 3, 4]), enforce_sorted=False)
+    got, want = module(x), module(x, tuple(hx) if kind == "LSTM" else hx[0])
+    y, y_want = (out[0].data if form == "packed" else out[0] for out in (got, want))
+    assert torch.equal(y, y_want)
+    grads = [torch.autograd.grad(out.sum(), states) for out in (y, y_want)]
+    assert all(map(torch.equal, *grads)) and all(g.any() for g in grads[0])
+    with pytest.raises(TypeError, match="learn_initial_state=True, which torch.nn does not have"):
+        fastrnn.to_torch(module)
+    with pytest.raises(NotImplementedError, match=r"stepper\(\) starts from zeros, expected learn_initial_state=False"):
+        getattr(nn, kind)(I, H, learn_initial_state=True).stepper()
+
+
 def test_errors():
     module, x = nn.LSTM(I, H), torch.randn(4, 2, I)
     packed = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
     with pytest.raises(ValueError, match="lstm: return_states is True with a PackedSequence, expected a tensor and"):
         module(packed, return_states=True)
-    with pytest.raises(NotImplementedError, match="return_states are not implemented inside torch.compile"):
+    with pytest.raises(NotImplementedError, match="return_states, .* are not implemented inside torch.compile"):
         torch.func.vmap(lambda x: module(x, return_states=True)[0])(x[None])

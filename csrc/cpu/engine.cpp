@@ -147,9 +147,10 @@ void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options)
   ForwardJob<T> job{};
   job.p = &p;
   // Training changes the weights every step: pack into scratch. Inference: keep the packs.
-  const int64_t pack_bytes = p.reserve ? k.packed_forward_bytes(s) : 0;
+  const bool training = p.reserve || p.segment_steps;
+  const int64_t pack_bytes = training ? k.packed_forward_bytes(s) : 0;
   std::shared_ptr<Buffer> keep[2];
-  for (int d = 0; d < s.D && !p.reserve; ++d) {
+  for (int d = 0; d < s.D && !training; ++d) {
     auto entry = pack_cache<T>().get(table, cell, s, p.weights[d]);
     keep[d] = entry.buffer;
     job.packed[d] = entry.packed;
@@ -157,8 +158,7 @@ void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options)
   run_planned({kCells[cell], int(sizeof(T)), s, false, 0}, cell, options, [&](const Plan& plan) {
     job.plan = plan;
     char* scratch = thread_scratch(s.D * pack_bytes + k.forward_scratch(p, plan));
-    for (int d = 0; d < s.D && p.reserve; ++d)
-      job.packed[d] = k.pack_forward(s, p.weights[d], scratch + d * pack_bytes);
+    for (int d = 0; d < s.D && training; ++d) job.packed[d] = k.pack_forward(s, p.weights[d], scratch + d * pack_bytes);
     job.scratch = scratch + s.D * pack_bytes;
     struct Context {
       const ForwardJob<T>& job;
@@ -183,11 +183,20 @@ void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& option
   const RnnShape& s = p.shape;
   BackwardJob<T> job{};
   job.p = &p;
-  const int64_t pack_bytes = k.packed_backward_bytes(s);
+  const int64_t backward_bytes = k.packed_backward_bytes(s);
+  const int64_t pack_bytes = backward_bytes + (p.segment_steps ? k.packed_forward_bytes(s) : 0);
   run_planned({kCells[cell], int(sizeof(T)), s, true, 0}, cell, options, [&](const Plan& plan) {
     job.plan = plan;
-    char* scratch = thread_scratch(s.D * pack_bytes + k.backward_scratch(p, plan));
-    for (int d = 0; d < s.D; ++d) job.packed[d] = k.pack_backward(s, p.weights[d], scratch + d * pack_bytes);
+    PlanQuery forward{kCells[cell], int(sizeof(T)), s, false, plan.threads};
+    forward.shape.D = 1;  // the directions take turns here
+    job.recompute.plan = make_plan(forward);
+    job.recompute.plan.threads = plan.threads;
+    char* scratch = thread_scratch(s.D * pack_bytes + k.backward_scratch(p, plan, job.recompute.plan));
+    for (int d = 0; d < s.D; ++d) {
+      char* into = scratch + d * pack_bytes;
+      job.packed[d] = k.pack_backward(s, p.weights[d], into);
+      if (p.segment_steps) job.recompute.packed[d] = k.pack_forward(s, p.weights[d], into + backward_bytes);
+    }
     job.scratch = scratch + s.D * pack_bytes;
     struct Context {
       const BackwardJob<T>& job;

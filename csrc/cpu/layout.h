@@ -72,6 +72,21 @@ void pack_vectors(const RnnShape& s, const T* b_hh, const T* into) {
     const_cast<T*>(into)[i] = i % Hp < s.H ? b_hh[(Cell::kGates + i / Hp) * s.H + i % Hp] : T(0);
 }
 
+template <class T>
+inline void multiply(const T* a, const T* b, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kWidth)
+    store_lanes(load_lanes(a + i, n - i) * load_lanes(b + i, n - i), out + i, n - i);
+}
+template <class T>
+inline void fill_zero(T* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = T(0);
+}
+template <class T>
+inline void copy_or_zero(const T* src, int64_t n, T* dst, int64_t padded) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = src ? src[i] : T(0);
+  for (int64_t i = n; i < padded; ++i) dst[i] = T(0);
+}
+
 // Hands out 64-byte aligned pieces of one block; with base null it only measures.
 struct Arena {
   char* base;
@@ -101,6 +116,22 @@ inline Rows take_rows(Arena& arena, int64_t B, int64_t T, const int64_t* lengths
   return rows;
 }
 
+// Rows of the reserve before that of time t, batch row b: by time, or by step within a segment.
+template <class T>
+inline int64_t reserve_row(const RnnInput<T>& p, int d, int64_t t, int64_t step, int64_t b) {
+  return (p.segment_steps ? step : d * p.shape.T + t) * p.shape.B + b;
+}
+// State e of those beyond h that enters step k of one row, where a call or a segment begins, padded with zeros.
+template <class T>
+inline void c_entering(const RnnInput<T>& p, int states, int e, int d, int64_t k, int64_t b, T* into) {
+  const int64_t Hp = p.shape.hidden_padded();
+  const T* c0 = p.states_in[1 + e];
+  if (k)
+    copy_or_zero(p.checkpoint(states, d, k, b) + e * Hp, p.shape.H, into, Hp);
+  else
+    copy_or_zero(c0 ? c0 + (d * p.shape.B + b) * p.shape.H : nullptr, p.shape.H, into, Hp);
+}
+
 // Zoneout of W units of one row at one step.
 template <class T, int kStates>
 struct ZoneoutRow {
@@ -116,28 +147,15 @@ struct ZoneoutRow {
   }
 };
 
-// Segment boundaries of one direction: true if no state enters step k of the row (see reset_mask in docs/semantics.md).
+// Segment boundaries of one direction: true if nothing enters step k of the row (see reset_mask in docs/semantics.md).
+inline bool starts_afresh(const uint8_t* mask, int64_t stride_t, int64_t stride_b, bool reverse, int64_t b,
+                          int64_t length, int64_t k) {
+  if (!mask || (reverse && k == 0)) return false;
+  return mask[(reverse ? length - k : k) * stride_t + b * stride_b] != 0;
+}
 template <class T>
 inline bool enters_fresh(const RnnInput<T>& p, bool reverse, int64_t b, int64_t length, int64_t k) {
-  if (!p.reset_mask) return false;
-  if (reverse && k == 0) return false;
-  const int64_t t = reverse ? length - k : k;
-  return p.reset_mask[t * p.reset_stride_t + b * p.reset_stride_b] != 0;
-}
-
-template <class T>
-inline void multiply(const T* a, const T* b, int64_t n, T* out) {
-  for (int64_t i = 0; i < n; i += Vec<T>::kWidth)
-    store_lanes(load_lanes(a + i, n - i) * load_lanes(b + i, n - i), out + i, n - i);
-}
-template <class T>
-inline void fill_zero(T* p, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) p[i] = T(0);
-}
-template <class T>
-inline void copy_or_zero(const T* src, int64_t n, T* dst, int64_t padded) {
-  for (int64_t i = 0; i < n; ++i) dst[i] = src ? src[i] : T(0);
-  for (int64_t i = n; i < padded; ++i) dst[i] = T(0);
+  return starts_afresh(p.reset_mask, p.reset_stride_t, p.reset_stride_b, reverse, b, length, k);
 }
 }  // namespace
 }  // namespace fastrnn

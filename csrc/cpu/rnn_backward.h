@@ -4,57 +4,10 @@
 // state gradient in registers and go through the cell; then, for the whole chunk at once, dx = dX W and the weight
 // gradients as long products over its rows. Sums over time are two-level (within a chunk, then over chunks), and each
 // element is summed by one thread, so results do not depend on the number of threads.
-#include "norm.h"
+#include "rnn_forward.h"
 
 namespace fastrnn {
 namespace {
-
-// Rows of the product that carries a step's gate gradients to the step before: the gates of the first stage.
-template <class Cell>
-int64_t serial_depth(const RnnShape& s) {
-  return Cell::kProduct ? Stages<Cell>::gates(0) * s.hidden_padded() : 0;
-}
-
-template <class Cell, class T>
-int64_t packed_backward_layout(const RnnShape& s, Arena& arena, PackedBackward<T>* into) {
-  const int64_t Hp = s.hidden_padded();
-  PackedBackward<T> packed{};
-  packed.wx_t = arena.take<T>(packed_columns_size<T>(Cell::kGates * Hp, s.I));
-  packed.wh_t[0] = arena.take<T>(packed_columns_size<T>(serial_depth<Cell>(s), s.out()));
-  packed.wh_t[1] = Cell::kLateGates ? arena.take<T>(packed_columns_size<T>(Cell::kLateGates * Hp, s.H)) : nullptr;
-  packed.wr_t = s.P ? arena.take<T>(packed_columns_size<T>(s.P, s.H)) : nullptr;
-  packed.vectors = arena.take<T>(Cell::kVectors * Hp);
-  if (into) *into = packed;
-  return arena.used;
-}
-template <class Cell, class T>
-int64_t packed_backward_bytes(const RnnShape& s) {
-  Arena arena{nullptr};
-  return packed_backward_layout<Cell, T>(s, arena, nullptr);
-}
-template <class Cell, class T>
-PackedBackward<T> pack_backward(const RnnShape& s, const RnnWeights<T>& w, char* into) {
-  const int64_t Hp = s.hidden_padded();
-  Arena arena{into};
-  PackedBackward<T> packed;
-  packed_backward_layout<Cell, T>(s, arena, &packed);
-  // Row k of the transposed product is gate k / Hp, unit k % Hp: a row of W, or zero beyond H.
-  const auto row = [&](const T* weight, int first_gate, int64_t width) {
-    return [=](int64_t k) {
-      const int64_t g = first_gate + k / Hp, u = k % Hp;
-      return u < s.H ? weight + (g * s.H + u) * width : nullptr;
-    };
-  };
-  const auto put = [](int64_t K, int64_t N, auto rows, const T* dst) {
-    pack_columns<T>(K, N, rows, const_cast<T*>(dst));
-  };
-  pack_vectors<Cell>(s, w.b_hh, packed.vectors);
-  put(Cell::kGates * Hp, s.I, row(w.w_ih, 0, s.I), packed.wx_t);
-  put(serial_depth<Cell>(s), s.out(), row(w.w_hh, 0, s.out()), packed.wh_t[0]);
-  if (Cell::kLateGates) put(Cell::kLateGates * Hp, s.H, row(w.w_hh, Stages<Cell>::gates(0), s.H), packed.wh_t[1]);
-  if (s.P) put(s.P, s.H, [&](int64_t k) { return w.w_hr + k * s.H; }, packed.wr_t);
-  return packed;
-}
 
 template <class Cell, class T>
 class BackwardRun {
@@ -82,13 +35,14 @@ class BackwardRun {
   };
 
  public:
-  BackwardRun(const RnnBackward<T>& p, const PackedBackward<T>& packed, int direction, const Plan& plan,
-              const Team& team, char* scratch)
+  BackwardRun(const RnnBackward<T>& p, const PackedBackward<T>& packed, const Recompute<T>& recompute, int direction,
+              const Plan& plan, const Team& team, char* scratch)
       : p_(p),
         s_(p.shape),
         w_(packed),
         d_(direction),
         plan_(plan),
+        recompute_(recompute),
         team_(team),
         Hp_(p.shape.hidden_padded()),
         ld_(kColumns * p.shape.hidden_padded() + 16) {
@@ -113,6 +67,11 @@ class BackwardRun {
       if (team_.stopped()) return;
       k0_ = chunk * plan_.chunk_steps;
       k1_ = k0_ + plan_.chunk_steps < steps ? k0_ + plan_.chunk_steps : steps;
+      if (p_.segment_steps && (k1_ == steps || k1_ == segment_)) {
+        recompute(k0_ / p_.segment_steps * p_.segment_steps, k1_);
+        team_.sync();
+        if (team_.stopped()) return;
+      }
       for (int64_t k = k1_ - 1; k >= k0_; --k) special_ ? step<true>(k) : step<false>(k);
       team_.sync();
       list_chunk();
@@ -147,6 +106,16 @@ class BackwardRun {
     wr_ = arena.take<T>(s_.P * Hp_);
     bx_ = arena.take<double>(kInputColumns * Hp_);
     bh_ = arena.take<double>(kColumns * Hp_);
+    if (!p_.segment_steps) return;
+    static_cast<RnnInput<T>&>(forward_) = p_;
+    forward_.y = const_cast<T*>(p_.y);
+    forward_.y_stride_t = p_.y_stride_t;
+    forward_.y_stride_b = p_.y_stride_b;
+    forward_.reserve = arena.take<T>(p_.segment_steps * s_.B * p_.slots(K, Cell::kStates) * Hp_);
+    forward_scratch_ = arena.take<char>(forward_run(nullptr).bytes());
+  }
+  ForwardRun<Cell, T> forward_run(char* scratch) {
+    return {forward_, recompute_.packed[d_], d_, recompute_.plan, team_, scratch};
   }
   void take_own(Arena& arena) {
     const bool by_rows = plan_.schedule == kBatchSplit;
@@ -177,8 +146,15 @@ class BackwardRun {
   int64_t time(const Rows& rows, int64_t i, int64_t k) const { return reverse() ? rows.length[i] - 1 - k : k; }
   const T* h0_of(int64_t b) const { return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + b) * s_.out() : zeros_; }
   const T* y_at(int64_t t, int64_t b) const { return p_.y + t * p_.y_stride_t + b * p_.y_stride_b + d_ * s_.out(); }
-  const T* reserve_at(int64_t t, int64_t b) const {
-    return p_.reserve + ((d_ * s_.T + t) * s_.B + b) * p_.slots(K, Cell::kStates) * Hp_;
+  const T* reserve_at(const Rows& rows, int64_t i, int64_t k) const {
+    const T* reserve = p_.segment_steps ? forward_.reserve : p_.reserve;
+    return reserve +
+           reserve_row(p_, d_, time(rows, i, k), k - segment_, rows.batch[i]) * p_.slots(K, Cell::kStates) * Hp_;
+  }
+  // Whether no gradient of a state crosses from step k to the one before.
+  bool cuts(const Rows& rows, int64_t i, int64_t k) const {
+    return fresh(rows, i, k) || starts_afresh(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, reverse(),
+                                              rows.batch[i], rows.length[i], k);
   }
   bool fresh(const Rows& rows, int64_t i, int64_t k) const {
     return enters_fresh(p_, reverse(), rows.batch[i], rows.length[i], k);
@@ -192,6 +168,7 @@ class BackwardRun {
   static V times_mask(const T* mask, int64_t c, int64_t lanes, V v) {
     return kSpecial && mask ? v * load_lanes(mask + c, lanes) : v;
   }
+  V clip(V v) const { return min(max(v, V(-p_.gate_clip)), V(p_.gate_clip)); }
   int64_t chunk_row(int64_t order, int64_t k) const { return (k - k0_) * s_.B + order; }
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
   void step_barrier() const {
@@ -209,9 +186,8 @@ class BackwardRun {
       for (int e = 0; e < kExtra; ++e) {
         const T* dc = p_.dstates_out[1 + e];
         copy_or_zero(dc ? dc + at * s_.H : nullptr, s_.H, dc_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
-        const T* c0 = p_.states_in[1 + e];
-        copy_or_zero(c0 ? c0 + at * s_.H : nullptr, s_.H, c0_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
       }
+      load_c0(i);
       if (p_.dx && d_ == 0)
         for (int64_t t = rows_.length[i]; t < s_.T; ++t)
           fill_zero(p_.dx + t * p_.dx_stride_t + rows_.batch[i] * p_.dx_stride_b, s_.I);
@@ -227,6 +203,18 @@ class BackwardRun {
     clear(bh_, kColumns * Hp_);
     clear_padding();
     team_.sync();
+  }
+
+  void load_c0(int64_t i) {
+    for (int e = 0; e < kExtra; ++e)
+      c_entering(p_, Cell::kStates, e, d_, segment_, rows_.batch[i], c0_ + (rows_.order[i] * kExtra + e) * Hp_);
+  }
+  // Runs the steps [first, last) forwards again, for their reserve.
+  void recompute(int64_t first, int64_t last) {
+    segment_ = first;
+    for (int64_t i = 0; i < rows_.count && rows_.length[i] > first; ++i)
+      if (mine(i)) load_c0(i);
+    forward_run(forward_scratch_).again(first, last);
   }
 
   // Lanes that no vector store reaches (Hp beyond the last vector) take part in the products: they must be zero.
@@ -246,12 +234,12 @@ class BackwardRun {
     int64_t running = 0;
     for (; running < rows_.count && rows_.length[running] > k; ++running) {
       const int64_t i = running, b = rows_.batch[i], o = rows_.order[i], t = time(rows_, i, k);
-      const bool last = k == rows_.length[i] - 1, cut = !last && fresh(rows_, i, k + 1), first = fresh(rows_, i, k);
+      const bool last = k == rows_.length[i] - 1, cut = !last && cuts(rows_, i, k + 1), first = fresh(rows_, i, k);
       Row& row = row_[i];
-      row.saved = reserve_at(t, b);
+      row.saved = reserve_at(rows_, i, k);
       row.c_new = row.saved + K * Hp_;
       row.h_prev = h_before(rows_, i, k);
-      row.c_prev = first ? zeros_ : k == 0 ? c0_ + o * kExtra * Hp_ : reserve_at(time(rows_, i, k - 1), b) + K * Hp_;
+      row.c_prev = first ? zeros_ : k == segment_ ? c0_ + o * kExtra * Hp_ : reserve_at(rows_, i, k - 1) + K * Hp_;
       row.dy = p_.dy ? p_.dy + t * p_.dy_stride_t + b * p_.dy_stride_b + d_ * s_.out() : zeros_;
       row.dc = p_.dc ? p_.dc + t * p_.dc_stride_t + b * p_.dc_stride_b + d_ * s_.H : nullptr;
       row.dh_out = dh_ + o * width;
@@ -299,7 +287,7 @@ class BackwardRun {
       for (int64_t i = 0; i < running; ++i) a_[i] = row_[i].dr + from_late;
       product(Cell::kLateGates * Hp_, running, w_.wh_t[1], hidden_, k, s_.H,
               [&](const Row& row, int64_t u, int64_t lanes, V du) {
-                units_early(row, u, lanes, times_mask<kSpecial>(row.mask, u, lanes, du));
+                units_early<kSpecial>(row, u, lanes, times_mask<kSpecial>(row.mask, u, lanes, du));
               });
     }
     if constexpr (Cell::kNormalised) undo_norms<kSpecial>(running);
@@ -332,87 +320,13 @@ class BackwardRun {
     }
   }
 
-  // Gradients of a normalised step, after units() of all units: of c where there is one, then of R h.
   template <bool kSpecial>
-  void undo_norms(int64_t running) {
-    const Range own{hidden_.begin * kPanel, hidden_.end * kPanel < s_.H ? hidden_.end * kPanel : s_.H};
-    const T* gains = w_.vectors;
-    if constexpr (kExtra == 1) {
-      step_barrier();
-      for (int64_t i = 0; i < running; ++i) {
-        const Row& row = row_[i];
-        const T *dn = dn_of(i), *n = row.saved + kNormC * Hp_;
-        const auto means =
-            norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
-        for (int64_t u = own.begin; u < own.end; u += W) {
-          const V rstd = V::load(row.saved + (kNormC + 1) * Hp_ + u);
-          gates_from_c<kSpecial>(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
-        }
-      }
-    }
-    step_barrier();
-    for (int64_t i = 0; i < running; ++i) {
-      const Row& row = row_[i];
-      const T *da = row.dr + (G + Cell::kVectors) * Hp_, *n = row.saved + kNorm * Hp_;
-      const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
-        return std::make_pair(V::load(da + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
-      });
-      for (int64_t u = own.begin; u < own.end; u += W) {
-        const V rstd = V::load(row.saved + (kNorm + G) * Hp_ + u);
-        for (int g = 0; g < G; ++g) {
-          const V d = V::load(da + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
-          (d * at).store(row.dr + (G + g) * Hp_ + u);
-          norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(row.dr + g * Hp_ + u);
-        }
-      }
-    }
-  }
-  // Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates get what the gains and the bias
-  // need.
-  void undo_input_norm() {
-    const T* gains = w_.vectors + kGainX * Hp_;
-    for (int64_t r = team_.rank; r < n_; r += team_.size) {
-      T* dx = const_cast<T*>(dx_list_[r]);
-      const T* n = kept_list_[r] + kNormX * Hp_;
-      const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
-        return std::make_pair(V::load(dx + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
-      });
-      for (int g = 0; g < G; ++g)
-        for (int64_t u = 0; u < s_.H; u += W) {
-          const V d = V::load(dx + g * Hp_ + u), at = V::load(n + g * Hp_ + u), rstd = V::load(n + G * Hp_ + u);
-          (d * at).store(dx + (G + g) * Hp_ + u);
-          d.store(dx + (2 * G + g) * Hp_ + u);
-          norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(dx + g * Hp_ + u);
-        }
-    }
-  }
+  void undo_norms(int64_t running);
+  void undo_input_norm();
   T* dn_of(int64_t i) const { return dn_ + rows_.order[i] * Hp_; }
-
-  // The gradients of the output gate and of LN(c), and of its gain and shift.
-  void output_gradient(const Row& row, int64_t i, int64_t u, V dh) {
-    const V o = V::load(row.saved + Cell::kOutputGate * Hp_ + u), n = V::load(row.saved + kNormC * Hp_ + u);
-    const V gain = V::load(w_.vectors + G * Hp_ + u), shift = V::load(w_.vectors + (G + 1) * Hp_ + u);
-    V d;
-    Cell::backward_output(o, n * gain + shift, dh, &d).store(row.dx + Cell::kOutputGate * Hp_ + u);
-    (d * n).store(row.dr + (G + G) * Hp_ + u);
-    d.store(row.dr + (G + G + 1) * Hp_ + u);
-    (d * gain).store(dn_of(i) + u);
-  }
-  // The other gates, from the gradient of c.
+  void output_gradient(const Row& row, int64_t i, int64_t u, V dh);
   template <bool kSpecial>
-  void gates_from_c(const Row& row, int64_t u, V dc) {
-    V saved[K], s[2] = {V(0), V::load(row.c_prev + u)}, s_new[2] = {V(0), V::load(row.c_new + u)}, ds[2], dx[G], dr[G];
-    for (int q = 0; q < kNorm; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
-    V ds_new[2] = {V(0), dc + V::load(row.dc_in + u)};
-    if (kSpecial && row.dc) ds_new[1] = ds_new[1] + load_lanes(row.dc + u, s_.H - u);
-    cell_backward<Cell>(saved, s, static_cast<const V*>(nullptr), s_new, ds_new, dx, dr, ds);
-    for (int g = 0; g < G; ++g) {
-      if (g != Cell::kOutputGate) dx[g].store(row.dx + g * Hp_ + u);
-      V::load(row.dx + g * Hp_ + u).store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
-    }
-    if (!s_.P) V(0).store(row.dh_out + u);
-    ds[1].store(row.dc_out + u);
-  }
+  void gates_from_c(const Row& row, int64_t u, V dc);
 
   template <bool kSpecial>
   void units(const Row& row, int64_t u, int64_t lanes, V dh) {
@@ -435,6 +349,8 @@ class BackwardRun {
     if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
     for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
+    if (kSpecial && p_.gate_clip > 0)
+      for (int g = 0; g < G; ++g) dx[g] = clip(dx[g]), dr[g] = clip(dr[g]);
     for (int g = 0; g < G; ++g) {
       dx[g].store(row.dx + g * Hp_ + u);
       if (Cell::kNormalised)
@@ -447,6 +363,7 @@ class BackwardRun {
     for (int e = 0; e < kExtra; ++e) ds[1 + e].store(row.dc_out + e * Hp_ + u);
   }
 
+  template <bool kSpecial>
   void units_early(const Row& row, int64_t u, int64_t lanes, V du) {
     if constexpr (Cell::kLateGates != 0) {
       static_assert(Cell::kSharedGateGrad, "two-stage cells keep one row of gate gradients");
@@ -456,7 +373,8 @@ class BackwardRun {
       s[0] = load_lanes(row.h_prev + u, lanes);
       ds[0] = V::load(row.dh_out + u);
       Cell::backward_early(saved, s, du, dx, dr, ds);
-      for (int g = 0; g < S::gates(0); ++g) dx[g].store(row.dx + g * Hp_ + u);
+      for (int g = 0; g < S::gates(0); ++g)
+        (kSpecial && p_.gate_clip > 0 ? clip(dx[g]) : dx[g]).store(row.dx + g * Hp_ + u);
       ds[0].store(row.dh_out + u);
     }
   }
@@ -467,7 +385,7 @@ class BackwardRun {
     for (int64_t k = k0_; k < k1_; ++k)
       for (int64_t i = 0; i < all_.count && all_.length[i] > k; ++i, ++n_) {
         const int64_t b = all_.batch[i], t = time(all_, i, k), at = chunk_row(all_.order[i], k);
-        const T* saved = reserve_at(t, b);
+        const T* saved = reserve_at(all_, i, k);
         x_list_[n_] = p_.x + t * p_.x_stride_t + b * p_.x_stride_b;
         h_list_[n_] = p_.h_mask ? masked_ + at * s_.out() : h_before(all_, i, k);
         dx_list_[n_] = dx_ + at * ld_;
@@ -498,47 +416,9 @@ class BackwardRun {
                                  });
   }
 
-  // Vectors [first, last) of G*Hp columns, shared by whole panels; odd products share in the opposite order for
-  // balance.
-  Range own_vectors(int64_t first, int64_t last, bool mirrored) const {
-    const int64_t panels = ceil_div(last - first, kMaxTileVecs);
-    const Range own = share(panels, mirrored ? team_.size - 1 - team_.rank : team_.rank, team_.size);
-    const int64_t end = first + own.end * kMaxTileVecs;
-    return {first + own.begin * kMaxTileVecs, end < last ? end : last};
-  }
-
-  void weight_gradients() {
-    const RnnGrads<T>& g = p_.grads[d_];
-    const int64_t all = G * Hp_ / W, early = S::gates(0) * Hp_ / W;
-    // Rows per inner sum: about the square root of their number keeps rounding error lowest.
-    const int64_t block = s_.T * s_.B > 4096 ? 128 : 64;
-    const auto outer = [&](int64_t M, const T* const* a, const T* const* b, Range v, T* out, int64_t ld) {
-      matmul_outer<T>(n_, block, M, a, b, v.begin, v.end, out, ld);
-    };
-    if (g.w_ih) outer(s_.I, x_list_, dx_list_, own_vectors(0, all, false), wx_, G * Hp_);
-    if (g.w_hh && Cell::kProduct) {
-      outer(s_.out(), h_list_, dr_list_, own_vectors(0, early, true), wh_, G * Hp_);
-      if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
-    }
-    if (g.w_hr) outer(s_.P, dp_list_, m_list_, own_vectors(0, Hp_ / W, false), wr_, Hp_);
-    const Range own = share(all, team_.rank, team_.size),
-                own_x = share(kInputColumns * Hp_ / W, team_.rank, team_.size);
-    if (g.b_ih || (g.b_hh && (Cell::kSharedGateGrad || Cell::kNormalised))) sum_rows(dx_list_, own_x, bx_);
-    if (g.b_hh && !Cell::kSharedGateGrad && !Cell::kNormalised) sum_rows(dr_list_, own, bh_);
-    if (g.b_hh && Cell::kVectors) {
-      const Range vectors = share((kColumns - G) * Hp_ / W, team_.rank, team_.size);
-      sum_rows(dr_list_, {all + vectors.begin, all + vectors.end}, bh_);
-    }
-  }
-  // Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
-  void sum_rows(const T* const* rows, Range vectors, double* out) {
-    for (int64_t v = vectors.begin; v < vectors.end; ++v)
-      for (int64_t k0 = 0; k0 < n_; k0 += 16) {
-        V sum(0);
-        for (int64_t k = k0; k < n_ && k < k0 + 16; ++k) sum = sum + V::load(rows[k] + v * W);
-        for (int lane = 0; lane < W; ++lane) out[v * W + lane] += double(sum.v[lane]);
-      }
-  }
+  Range own_vectors(int64_t first, int64_t last, bool mirrored) const;
+  void weight_gradients();
+  void sum_rows(const T* const* rows, Range vectors, double* out);
 
   // The next chunk (earlier in time) needs the gate gradients of this chunk's first step.
   void keep_boundary() {
@@ -551,7 +431,7 @@ class BackwardRun {
     const int64_t width = Hp_ > s_.out() ? Hp_ : s_.out();
     for (int64_t i = 0; i < rows_.count; ++i) {
       const int64_t at = d_ * s_.B + rows_.batch[i], o = rows_.order[i];
-      const bool empty = rows_.length[i] == 0, cut = !empty && fresh(rows_, i, 0);
+      const bool empty = rows_.length[i] == 0, cut = !empty && cuts(rows_, i, 0);
       Row& row = row_[i];
       a_[i] = empty || cut ? zeros_ : dr_ + o * ld_;
       row.dh_in = cut || (s_.P && !empty) ? zeros_ : dh_ + o * width;
@@ -570,54 +450,22 @@ class BackwardRun {
             });
   }
 
-  // Sums are kept transposed and padded, [in][G*Hp]; the caller's layout is [G*H][in].
-  void store_weight_gradients() {
-    const RnnGrads<T>& g = p_.grads[d_];
-    if (g.w_ih) store_transposed(wx_, s_.I, g.w_ih);
-    if (g.w_hh && Cell::kProduct) store_transposed(wh_, s_.out(), g.w_hh);
-    const Range own = share(s_.P, team_.rank, team_.size);
-    if (g.w_hr)
-      for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);
-    if (team_.rank != 0) return;
-    for (int gate = 0; gate < G; ++gate) {
-      const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
-      for (int64_t u = 0; u < s_.H; ++u) {
-        if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[(kInputColumns - G + gate) * Hp_ + u]);
-        if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
-      }
-    }
-    for (int column = G; g.b_hh && column < G + Cell::kVectors; ++column)
-      for (int64_t u = 0; u < s_.H; ++u) {
-        const bool of_x = Cell::kNormalised && column >= G + kGainX;
-        g.b_hh[column * s_.H + u] = T(of_x ? bx_[(column - kGainX) * Hp_ + u] : bh_[column * Hp_ + u]);
-      }
-  }
-  void store_transposed(const T* sums, int64_t in, T* out) {
-    const int64_t blocks = ceil_div(s_.H, W);
-    const Range own = share(G * blocks, team_.rank, team_.size);
-    for (int64_t block = own.begin; block < own.end; ++block) {
-      const int64_t gate = block / blocks, u0 = block % blocks * W;
-      for (int64_t i = 0; i < in; i += W) {
-        V row[W];
-#pragma GCC unroll 16
-        for (int64_t l = 0; l < W; ++l)
-          row[l] = i + l < in ? V::load(sums + (i + l) * G * Hp_ + gate * Hp_ + u0) : V(0);
-        transpose(row);
-        for (int64_t l = 0; l < W && u0 + l < s_.H; ++l)
-          store_lanes(row[l], out + (gate * s_.H + u0 + l) * in + i, in - i);
-      }
-    }
-  }
+  void store_weight_gradients();
+  void store_transposed(const T* sums, int64_t in, T* out);
 
   const RnnBackward<T>& p_;
   const RnnShape& s_;
   const PackedBackward<T>& w_;
   const int d_;
   const Plan plan_;
+  const Recompute<T>& recompute_;
   const Team team_;
   const int64_t Hp_, ld_;  // ld_: row stride of gate gradients; the extra 16 keeps rows out of one cache set
-  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc;
+  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc || p_.gate_clip > 0;
   int64_t bytes_, ld_projected_, k0_, k1_, n_;
+  int64_t segment_ = 0;  // the first step that the reserve holds
+  RnnForward<T> forward_{};
+  char* forward_scratch_;
   Rows all_, rows_;
   Row* row_;
   const T** a_;
@@ -632,17 +480,18 @@ class BackwardRun {
 };
 
 template <class Cell, class T>
-int64_t backward_scratch(const RnnBackward<T>& p, const Plan& plan) {
+int64_t backward_scratch(const RnnBackward<T>& p, const Plan& plan, const Plan& forward) {
   Team team;
   team.size = plan.threads;
-  return BackwardRun<Cell, T>(p, PackedBackward<T>{}, 0, plan, team, nullptr).bytes();
+  const Recompute<T> recompute{{}, forward};
+  return BackwardRun<Cell, T>(p, PackedBackward<T>{}, recompute, 0, plan, team, nullptr).bytes();
 }
 
 // The directions run one after the other, each with all threads: both add to dx.
 template <class Cell, class T>
 void rnn_backward(const BackwardJob<T>& job) {
   for (int d = 0; d < job.p->shape.D; ++d) {
-    BackwardRun<Cell, T>(*job.p, job.packed[d], d, job.plan, job.team, job.scratch).run();
+    BackwardRun<Cell, T>(*job.p, job.packed[d], job.recompute, d, job.plan, job.team, job.scratch).run();
     job.team.sync();
   }
 }

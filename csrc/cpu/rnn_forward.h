@@ -3,62 +3,10 @@
 // product), then step by step the recurrent product of a tile of rows x units, whose sums meet the projected input in
 // registers and go through the cell before anything is stored. y itself is the h that the next step reads.
 #include "norm.h"
+#include "rnn_pack.h"
 
 namespace fastrnn {
 namespace {
-
-template <class Cell, class T>
-int64_t packed_forward_layout(const RnnShape& s, Arena& arena, PackedForward<T>* into) {
-  constexpr int W = Vec<T>::kWidth;
-  using S = Stages<Cell>;
-  PackedForward<T> packed{};
-  for (int stage = 0; stage < S::kCount; ++stage) {
-    const int64_t columns = round_up(s.H, S::nb(stage) * W) * S::gates(stage);
-    packed.wx[stage] = arena.take<T>(columns * s.I);
-    packed.wh[stage] = arena.take<T>(columns * (stage == 0 ? recurrent_width<Cell>(s) : s.H));
-    packed.bx[stage] = arena.take<T>(columns);
-    packed.bh[stage] = arena.take<T>(columns);
-  }
-  packed.wr = s.P ? arena.take<T>(packed_columns_size<T>(s.H, s.P)) : nullptr;
-  packed.vectors = arena.take<T>(Cell::kVectors * s.hidden_padded());
-  if (into) *into = packed;
-  return arena.used;
-}
-template <class Cell, class T>
-int64_t packed_forward_bytes(const RnnShape& s) {
-  Arena arena{nullptr};
-  return packed_forward_layout<Cell, T>(s, arena, nullptr);
-}
-
-template <class Cell, class T>
-PackedForward<T> pack_forward(const RnnShape& s, const RnnWeights<T>& w, char* into) {
-  using S = Stages<Cell>;
-  Arena arena{into};
-  PackedForward<T> packed;
-  packed_forward_layout<Cell, T>(s, arena, &packed);
-  for (int stage = 0; stage < S::kCount; ++stage) {
-    const int first = S::first_gate(stage), gates = S::gates(stage), nb = S::nb(stage);
-    const auto put = [&](const T* src, int64_t K, const T* dst) {
-      if (src)
-        pack_gates(src, s.H, K, first, gates, nb, const_cast<T*>(dst));
-      else
-        fill_zero(const_cast<T*>(dst), round_up(s.H, nb * Vec<T>::kWidth) * gates * K);
-    };
-    put(w.w_ih, s.I, packed.wx[stage]);
-    put(w.w_hh, stage == 0 ? recurrent_width<Cell>(s) : s.H, packed.wh[stage]);
-    put(w.b_ih, 1, packed.bx[stage]);
-    put(w.b_hh, 1, packed.bh[stage]);
-  }
-  pack_vectors<Cell>(s, w.b_hh, packed.vectors);
-  if (s.P) {  // W_hr^T [H, P]: gather its rows through a strided pack
-    T* dst = const_cast<T*>(packed.wr);
-    constexpr int64_t kColumns = kMaxTileVecs * Vec<T>::kWidth;
-    for (int64_t c = 0; c < round_up(s.P, kColumns); ++c)
-      for (int64_t k = 0; k < s.H; ++k)
-        dst[(c / kColumns * s.H + k) * kColumns + c % kColumns] = c < s.P ? w.w_hr[c * s.H + k] : T(0);
-  }
-  return packed;
-}
 
 template <class Cell, class T>
 class ForwardRun {
@@ -100,26 +48,14 @@ class ForwardRun {
 
   void run() {
     begin();
-    int64_t running = rows_.count;
-    for (int64_t k0 = 0; k0 < rows_.steps(); k0 += plan_.chunk_steps) {
-      if (team_.rank == 0 && team_.poll) team_.poll(team_.poll_arg);
-      if (plan_.schedule == kHiddenSplit) team_.sync();
-      if (team_.stopped()) return;
-      const int64_t k1 = k0 + plan_.chunk_steps < rows_.steps() ? k0 + plan_.chunk_steps : rows_.steps();
-      list_chunk(k0, k1, running);
-      project_inputs<0>(base_[k1 - k0]);
-      if constexpr (Cell::kNormalised) normalise_inputs(base_[k1 - k0]);
-      if constexpr (S::kCount == 2) project_inputs<1>(base_[k1 - k0]);
-      for (int64_t k = k0; k < k1; ++k) {
-        running = rows_.running(k, running);
-        set_rows(k, running);
-        if (special_)
-          step<true>(k, base_[k - k0], base_[k1 - k0], running);
-        else
-          step<false>(k, base_[k - k0], base_[k1 - k0], running);
-      }
-    }
-    finish();
+    if (steps(0, rows_.steps())) finish();
+  }
+  // Steps [first, last) once more, for backward, into a reserve of these steps alone. They write the h that is in y
+  // already.
+  void again(int64_t first, int64_t last) {
+    first_ = first;
+    begin();
+    steps(first, last);
   }
 
  private:
@@ -157,6 +93,7 @@ class ForwardRun {
   }
   int64_t zeros_size() const { return (kExtra > 1 ? kExtra : 1) * (Hp_ > s_.out() ? Hp_ : s_.out()); }
 
+  bool recomputing() const { return p_.reserve && p_.segment_steps; }
   bool reverse() const { return d_ == 1; }
   int64_t time(int64_t i, int64_t k) const { return reverse() ? rows_.length[i] - 1 - k : k; }
   T* y_at(int64_t i, int64_t k) const {
@@ -166,7 +103,7 @@ class ForwardRun {
     return p_.states_in[0] ? p_.states_in[0] + (d_ * s_.B + rows_.batch[i]) * s_.out() : zeros_;
   }
   T* reserve_at(int64_t i, int64_t k) const {
-    return p_.reserve + ((d_ * s_.T + time(i, k)) * s_.B + rows_.batch[i]) * p_.slots(K, Cell::kStates) * Hp_;
+    return p_.reserve + reserve_row(p_, d_, time(i, k), k - first_, rows_.batch[i]) * p_.slots(K, Cell::kStates) * Hp_;
   }
   const T* mask_of(int64_t i) const {
     return p_.h_mask ? p_.h_mask + (d_ * s_.B + rows_.batch[i]) * s_.out() : nullptr;
@@ -179,20 +116,56 @@ class ForwardRun {
     if (plan_.schedule == kHiddenSplit) team_.sync();
   }
 
+  // False if the call was stopped.
+  bool steps(int64_t first, int64_t last) {
+    int64_t running = rows_.count;
+    for (int64_t k0 = first; k0 < last; k0 += plan_.chunk_steps) {
+      if (team_.rank == 0 && team_.poll) team_.poll(team_.poll_arg);
+      if (plan_.schedule == kHiddenSplit) team_.sync();
+      if (team_.stopped()) return false;
+      const int64_t k1 = k0 + plan_.chunk_steps < last ? k0 + plan_.chunk_steps : last;
+      running = rows_.running(k0, running);
+      list_chunk(k0, k1, running);
+      project_inputs<0>(base_[k1 - k0]);
+      if constexpr (Cell::kNormalised) normalise_inputs(base_[k1 - k0]);
+      if constexpr (S::kCount == 2) project_inputs<1>(base_[k1 - k0]);
+      for (int64_t k = k0; k < k1; ++k) {
+        running = rows_.running(k, running);
+        if (kExtra && p_.segment_steps && !p_.reserve && k && k % p_.segment_steps == 0) keep_c(k, running);
+        set_rows(k, running);
+        if (special_)
+          step<true>(k, base_[k - k0], base_[k1 - k0], running);
+        else
+          step<false>(k, base_[k - k0], base_[k1 - k0], running);
+      }
+    }
+    return true;
+  }
+
   void begin() {
     fill_zero(zeros_, zeros_size());
     for (int64_t i = 0; i < rows_.count; ++i) {
-      if (!mine(i)) continue;
-      for (int e = 0; e < kExtra; ++e) {
-        const T* c0 = p_.states_in[1 + e];
-        copy_or_zero(c0 ? c0 + (d_ * s_.B + rows_.batch[i]) * s_.H : nullptr, s_.H,
-                     state_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
-      }
-      if (const T* mask = mask_of(i)) multiply(h0_of(i), mask, s_.out(), masked_at(i, 0));
-      for (int64_t t = rows_.length[i]; t < s_.T; ++t)
+      if (!mine(i) || (first_ && rows_.length[i] <= first_)) continue;
+      for (int e = 0; e < kExtra; ++e)
+        c_entering(p_, Cell::kStates, e, d_, first_, rows_.batch[i], state_ + (rows_.order[i] * kExtra + e) * Hp_);
+      if (const T* mask = mask_of(i))
+        multiply(first_ ? y_at(i, first_ - 1) : h0_of(i), mask, s_.out(), masked_at(i, first_));
+      for (int64_t t = rows_.length[i]; t < s_.T && !recomputing(); ++t)
         fill_zero(p_.y + t * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out(), s_.out());
     }
     step_barrier();
+  }
+
+  // The checkpoint of step k: this thread's units, since others may be a step ahead with theirs.
+  void keep_c(int64_t k, int64_t running) {
+    constexpr int S0 = S::kCount - 1;
+    const int64_t u0 = panels_[S0].begin * S::nb(S0) * W, u1 = panels_[S0].end * S::nb(S0) * W;
+    for (int64_t i = 0; i < running; ++i)
+      for (int e = 0; e < kExtra; ++e) {
+        const int64_t n = (u1 < Hp_ ? u1 : Hp_) - u0;
+        copy_or_zero(state_ + (rows_.order[i] * kExtra + e) * Hp_ + u0, n,
+                     p_.checkpoint(Cell::kStates, d_, k, rows_.batch[i]) + e * Hp_ + u0, n);
+      }
   }
 
   void finish() {
@@ -236,46 +209,7 @@ class ForwardRun {
     }
   }
 
-  // LayerNorm over all gates of each projected row, in place. A panel leaves two vectors for each row: the sum of its
-  // gates and the squares about their mean, lane by lane, so that any division of the panels gives the same bits.
-  void normalise_inputs(int64_t n) {
-    static_assert(S::nb(0) == 1 || !Cell::kNormalised, "a panel is one block of units");
-    const Range own = panels_[0];
-    const T count = T(G * s_.H), gates = T(G);
-    const auto gx = [&](int64_t p, int64_t r) { return gx_[0] + ((p - own.begin) * n + r) * G * W; };
-    for (int64_t p = own.begin; p < own.end; ++p)
-      for (int64_t r = 0; r < n; ++r) {
-        V sum(0), squares(0);
-        for (int g = 0; g < G; ++g) sum = sum + V::load(gx(p, r) + g * W);
-        for (int g = 0; g < G; ++g) {
-          const V d = V::load(gx(p, r) + g * W) - sum / V(gates);
-          squares = squares + d * d;
-        }
-        sum.store(sums_ + r * 2 * Hp_ + p * W);
-        squares.store(sums_ + (r * 2 + 1) * Hp_ + p * W);
-      }
-    step_barrier();
-    for (int64_t r = 0; r < n; ++r) {
-      const T *sums = sums_ + r * 2 * Hp_, *squares = sums + Hp_;
-      V all(0), spread(0);
-      for (int64_t u = 0; u < s_.H; u += W) all = all + V::load(sums + u);
-      const V mean(sum_lanes(all) / count);
-      for (int64_t u = 0; u < s_.H; u += W) {
-        const V d = V::load(sums + u) / V(gates) - mean;
-        spread = spread + keep_lanes(V::load(squares + u) + V(gates) * d * d, s_.H - u);
-      }
-      const V rstd(inverse_deviation(sum_lanes(spread) / count));
-      for (int64_t p = own.begin; p < own.end; ++p) {
-        for (int g = 0; g < G; ++g) {
-          const V v = (V::load(gx(p, r) + g * W) - mean) * rstd,
-                  gain = V::load(w_.vectors + (kGainX + g) * Hp_ + p * W);
-          if (p_.reserve) v.store(kept_[r] + (kNormX + g) * Hp_ + p * W);
-          (v * gain + V::load(w_.bx[0] + (p * G + g) * W)).store(const_cast<T*>(gx(p, r)) + g * W);
-        }
-        if (p_.reserve) rstd.store(kept_[r] + (kNormX + G) * Hp_ + p * W);
-      }
-    }
-  }
+  void normalise_inputs(int64_t n);
 
   void set_rows(int64_t k, int64_t running) {
     for (int64_t i = 0; i < running; ++i) {
@@ -292,7 +226,7 @@ class ForwardRun {
       if (p_.reserve) {
         row.saved = reserve_at(i, k);
         row.c_new = row.saved + K * Hp_;
-        if (!fresh && k > 0) row.c_prev = reserve_at(i, k - 1) + K * Hp_;
+        if (!fresh && k > first_) row.c_prev = reserve_at(i, k - 1) + K * Hp_;
         if (s_.P) row.h_full = row.saved + (K + kExtra) * Hp_;
         if (p_.zoneout.rate[1] > 0) row.c_raw = row.saved + (K + kExtra + (s_.P > 0)) * Hp_;
       }
@@ -358,63 +292,10 @@ class ForwardRun {
   }
 
   T* raw_of(int64_t i) const { return raw_ + rows_.order[i] * G * Hp_; }
-
-  // R h of all units, then the gates with r normalised, then, for a cell with c, h from c normalised.
   template <bool kSpecial>
-  void recur_normalised(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running) {
-    const Range panels = panels_[0];
-    matmul_rows<T, G>(recurrent_width<Cell>(s_), running, a_, w_.wh[0], nullptr, panels.begin, panels.end, k & 1,
-                      [&](int64_t panel, int64_t r0, int mr, const T* sums) {
-                        for (int r = 0; r < mr; ++r)
-                          for (int g = 0; g < G; ++g)
-                            V::load(sums + (r * G + g) * W).store(raw_of(r0 + r) + g * Hp_ + panel * W);
-                      });
-    step_barrier();
-    for (int64_t i = 0; i < running; ++i) {
-      const Moments<T> of_r = moments<G>(raw_of(i), s_.H, Hp_);
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-        units_normalised<kSpecial>(row_[i], panel, of_r, raw_of(i),
-                                   gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
-    }
-    if constexpr (kExtra == 1) {
-      step_barrier();
-      for (int64_t i = 0; i < running; ++i) {
-        const Row& row = row_[i];
-        const Moments<T> of_c = moments<1>(row.c_new, s_.H, Hp_);
-        for (int64_t unit = panels.begin * W; unit < panels.end * W; unit += W) {
-          const V n = (V::load(row.c_new + unit) - V(of_c.mean)) * V(of_c.rstd);
-          const V gain = V::load(w_.vectors + G * Hp_ + unit), shift = V::load(w_.vectors + (G + 1) * Hp_ + unit);
-          const V h = Cell::output(V::load(row.saved + Cell::kOutputGate * Hp_ + unit), n * gain + shift);
-          if (p_.reserve) {
-            n.store(row.saved + kNormC * Hp_ + unit);
-            V(of_c.rstd).store(row.saved + (kNormC + 1) * Hp_ + unit);
-          }
-          if (s_.P)
-            h.store(row.h_full + unit);
-          else
-            put_h<kSpecial>(row, unit, s_.H - unit, h);
-        }
-      }
-    }
-  }
+  void recur_normalised(int64_t k, int64_t gx_base, int64_t gx_rows, int64_t running);
   template <bool kSpecial>
-  void units_normalised(const Row& row, int64_t panel, const Moments<T>& of_r, const T* raw, const T* gx) {
-    const int64_t unit = panel * W, lanes = s_.H - unit;
-    V x[G], r[G], s[Cell::kStates], s_new[Cell::kStates], saved[K];
-    for (int g = 0; g < G; ++g) {
-      const V n = (V::load(raw + g * Hp_ + unit) - V(of_r.mean)) * V(of_r.rstd);
-      x[g] = V::load(gx + g * W);
-      r[g] = n * V::load(w_.vectors + g * Hp_ + unit) + V::load(w_.bh[0] + (panel * G + g) * W);
-      if (p_.reserve) n.store(row.saved + (kNorm + g) * Hp_ + unit);
-    }
-    if (p_.reserve) V(of_r.rstd).store(row.saved + (kNorm + G) * Hp_ + unit);
-    s[0] = Cell::kReadsH ? load_lanes(row.h_prev + unit, lanes) : V(0);
-    for (int e = 0; e < kExtra; ++e) s[1 + e] = V::load(row.c_prev + e * Hp_ + unit);
-    cell_forward<Cell>(x, r, s, static_cast<const V*>(nullptr), s_new, saved);
-    for (int q = 0; q < kNorm; ++q) saved[q].store(row.saved + q * Hp_ + unit);
-    for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
-    if (!kExtra) put_h<kSpecial>(row, unit, lanes, s_new[0]);
-  }
+  void units_normalised(const Row& row, int64_t panel, const Moments<T>& of_r, const T* raw, const T* gx);
 
   // The gate math of W units of one row.
   template <int stage, bool kSpecial>
@@ -472,7 +353,7 @@ class ForwardRun {
   const Team team_;
   const int64_t Hp_;
   const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask;
-  int64_t bytes_;
+  int64_t bytes_, first_ = 0;
   Rows rows_;
   Row* row_;
   const T** a_;  // row pointers of the current product

@@ -40,9 +40,15 @@ struct ForwardJob {
   Team team;
 };
 template <class T>
+struct Recompute {  // how backward runs forward again, where only checkpoints were kept
+  PackedForward<T> packed[2];
+  Plan plan;
+};
+template <class T>
 struct BackwardJob {
   const RnnBackward<T>* p;
   PackedBackward<T> packed[2];
+  Recompute<T> recompute;
   Plan plan;
   char* scratch;
   Team team;
@@ -56,7 +62,7 @@ struct CellKernels {
   void (*forward)(const ForwardJob<T>&);
   int64_t (*packed_backward_bytes)(const RnnShape&);
   PackedBackward<T> (*pack_backward)(const RnnShape&, const RnnWeights<T>&, char* into);
-  int64_t (*backward_scratch)(const RnnBackward<T>&, const Plan&);
+  int64_t (*backward_scratch)(const RnnBackward<T>&, const Plan&, const Plan& forward);
   void (*backward)(const BackwardJob<T>&);
 };
 

@@ -29,6 +29,7 @@ _BACK = {ours: theirs for theirs, ours in _PAIRS.items()}
 # What torch.nn computes; its modules do not have these options.
 _OPTIONS = {"reset_after": True, "coupled": False, "peepholes": False, "recurrent_activation": "sigmoid"}
 _OPTIONS |= {"layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0}
+_OPTIONS |= {"checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False}
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}
 
@@ -66,7 +67,7 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
 
     Raises:
         TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True or
-            peepholes=True, hard-sigmoid gates, regularisers, an RNN with the sigmoid, or a subclass.
+            peepholes=True, hard-sigmoid gates, regularisers, options of backward, a learned initial state, an RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))
@@ -121,7 +122,7 @@ def _to_torch(module: Module) -> Module | None:
     kind = _BACK.get(type(module))
     if kind is None:
         return None
-    new = _hand_over(module, kind, (*_OPTIONS, "_gates", "_rates"))
+    new = _hand_over(module, kind, (*_OPTIONS, "_gates", "_rates", "_backprop"))
     if isinstance(new, torch.nn.RNNBase):
         new.__dict__["mode"] = module.mode
         new._init_flat_weights()

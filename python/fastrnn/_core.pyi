@@ -55,6 +55,8 @@ def rnn_forward(
     reserve: int,  # [D, T, B, R, H rounded up to a multiple of 16]; 0 = inference
     schedule: str,  # "" = chosen by plan()
     threads: int,  # 0 = num_threads()
+    noise: tuple[int, float, float, bool, int] | None,
+    backprop: tuple[int, float, int, int, int] | None,  # with segment_steps, reserve is the checkpoints
     /,
 ) -> None: ...
 def rnn_backward(
@@ -93,7 +95,8 @@ def rnn_backward(
     dweights: list[int],
     schedule: str,
     threads: int,
-    noise: tuple[int, float, float, bool, int],
+    noise: tuple[int, float, float, bool, int] | None,
+    backprop: tuple[int, float, int, int, int] | None,
     /,
 ) -> None: ...
 def dropout_mask(itemsize: int, seed: int, stream: int, rows: int, units: int, rate: float, out: int, /) -> None: ...

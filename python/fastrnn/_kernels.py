@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import _core, reference
+from ._backprop import Backprop
 from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
 from ._noise import Noise
 from .threads import current as current_threads
@@ -27,6 +28,7 @@ LANES = 16  # the reserve pads H to whole vectors of this many units, for every 
 CELLS: dict[str, tuple[int, ...]] = {
     n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
 }
+NORMALISED = frozenset(name for name in CELLS if reference.CELLS[name] in reference.NORMALISED)
 CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
 DTYPES = (torch.float32, torch.float64)
 _CHECK_TOLERANCE = {
@@ -36,7 +38,6 @@ _CHECK_TOLERANCE = {
     torch.float16: 0.02,
 }  # of 1 + |expected|; a wrong kernel is wrong by far more
 
-_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_core
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 _bool = torch.bool
 _KEPT_ELEMENTS = 1 << 18  # of y: from here on the engine's memory, which it keeps, is faster than fresh memory
@@ -59,6 +60,11 @@ def reserve_shape(
     c, c before it."""
     zoned = CELLS[cell][1] - 1 if noise is not None and noise.zoneout[1] else 0
     return directions, T, B, CELLS[cell][2] + (P > 0) + zoned, (H + LANES - 1) // LANES * LANES
+
+
+def checkpoints_shape(cell: str, T: int, B: int, H: int, directions: int, segment_steps: int) -> tuple[int, ...]:
+    """Shape of what forward keeps instead of that: c where a segment begins."""
+    return directions, (T - 1) // segment_steps, B, CELLS[cell][1] - 1, (H + LANES - 1) // LANES * LANES
 
 
 def five_per_direction(addresses: list[int], n: int) -> list[int]:
@@ -247,19 +253,19 @@ def prepare_any(
     states = [_dense(cell, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
     addresses = five_per_direction([w.data_ptr() for w in weights], n)
     call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)]
-    mask = _mask_in_place(cell, reset_mask, batch_first)
+    mask = _mask_in_place(cell, "reset_mask", reset_mask, batch_first)
     return *call, *mask, (directions, B), (x, weights, states)  # the last keeps the memory
 
 
-def _mask_in_place(cell: str, reset_mask: Tensor | None, batch_first: bool) -> tuple[int, int, int]:
+def _mask_in_place(cell: str, name: str, mask: Tensor | None, batch_first: bool) -> tuple[int, int, int]:
     """Address and strides over t and b: a mask is read where it lies."""
-    if reset_mask is None:
+    if mask is None:
         return 0, 0, 0
-    have, (n0, n1), (s0, s1) = reset_mask.untyped_storage().nbytes(), reset_mask.shape, reset_mask.stride()
-    needed = reset_mask.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + 1
+    have, (n0, n1), (s0, s1) = mask.untyped_storage().nbytes(), mask.shape, mask.stride()
+    needed = mask.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + 1
     if n0 and n1 and needed > have:
-        raise storage_error(function_of(cell), "reset_mask", have, needed)
-    return (reset_mask.data_ptr(), s1, s0) if batch_first else (reset_mask.data_ptr(), s0, s1)
+        raise storage_error(function_of(cell), name, have, needed)
+    return (mask.data_ptr(), s1, s0) if batch_first else (mask.data_ptr(), s0, s1)
 
 
 def _checked_lengths(cell: str, lengths: Tensor | None, T: int) -> Tensor | None:
@@ -293,8 +299,10 @@ def forward(
     training: bool,
     whole_reserve: bool = False,
     noise: Noise | None = None,
+    backprop: Backprop | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Runs the layer: y, h, c (None for cells with one state) and the reserve (None unless training).
+    """Runs the layer: y, h, c (None for cells with one state) and the reserve (None unless training); with checkpoints
+    those instead.
 
     `call` comes from prepare() or prepare_any(). whole_reserve zeroes what the kernel leaves unwritten, so that an
     operator's outputs are reproducible.
@@ -313,8 +321,12 @@ def forward(
     else:
         c, states_out = None, [h.data_ptr()]
     lengths64 = None if lengths is None else _checked_lengths(cell, lengths, T)
-    reserve, reserve_address = None, 0
-    if training:
+    reserve, reserve_address, backward_options = None, 0, None
+    if training and backprop is not None and backprop.checkpoint_every:
+        segment = backprop.segment_steps(cell, item, T, B, I, H, P, directions)
+        reserve = x.new_empty(checkpoints_shape(cell, T, B, H, directions, segment))
+        reserve_address, backward_options = reserve.data_ptr(), (segment, 0.0, 0, 0, 0)
+    elif training:
         shape = reserve_shape(cell, T, B, H, P, directions, noise)
         if whole_reserve and (lengths is not None or H % LANES):
             reserve = x.new_zeros(shape)
@@ -326,7 +338,7 @@ def forward(
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
         *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
-        _QUIET if noise is None else noise.for_core(),
+        None if noise is None else noise.for_core(), backward_options,
     )  # fmt: skip
     if CHECK:
         check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise), (y, h, c))
@@ -354,6 +366,7 @@ def backward(
     call: tuple | None = None,
     noise: Noise | None = None,
     dcs: Tensor | None = None,
+    backprop: Backprop | None = None,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
@@ -376,6 +389,11 @@ def backward(
         dcs, dcs_t, dcs_b = _rows(cell, "dc", dcs, batch_first)
     lengths64 = _checked_lengths(cell, lengths, T)
     reserve = _dense(cell, "reserve", reserve)
+    options = None
+    if backprop is not None:
+        detach = _mask_in_place(cell, "detach_mask", backprop.detach_mask, batch_first)
+        segment = backprop.segment_steps(cell, item, T, B, I, H, P, directions)
+        options = (segment, backprop.grad_clip, *detach)
 
     # x may be expanded and weights may be views: gradients are new contiguous tensors of the same shape.
     shapes = [x.shape, (directions, B, P or H), (directions, B, H)]
@@ -390,12 +408,13 @@ def backward(
         *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
         [_address(dh), _address(dc)][:S], _address(dcs), dcs_t, dcs_b, dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
-        _QUIET if noise is None else noise.for_core(),
+        None if noise is None else noise.for_core(), options,
     )  # fmt: skip
     found = [g for g in grads if g is not None]
     if CHECK:
         inputs = (x, h0, c0, *weights)
-        check_backward(cell, inputs, (lengths, reset_mask, directions, batch_first, noise), (dy, dh, dc), wanted, found)
+        rest = (lengths, reset_mask, directions, batch_first, noise, dcs is not None, backprop)
+        check_backward(cell, inputs, rest, (dy, dh, dc), dcs, wanted, found)
     return found
 
 
@@ -432,6 +451,7 @@ def oracle(
     batch_first: bool,
     noise: Noise | None = None,
     return_states: bool = False,
+    backprop: Backprop | None = None,
 ) -> tuple[Tensor, ...]:
     """The same layer by reference.layer(): y, h and, for the LSTM, c; with return_states then c of every step."""
     if batch_first:
@@ -441,7 +461,12 @@ def oracle(
     states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
     if CELLS[cell][1] == 2:
         states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
-    y, last, *cs = reference.layer(cell, x, weights, states, lengths, reset_mask, directions, noise, return_states)
+    detach_mask, clip = (None, 0.0) if backprop is None else (backprop.detach_mask, backprop.grad_clip)
+    if detach_mask is not None and batch_first:
+        detach_mask = detach_mask.t()
+    y, last, *cs = reference.layer(
+        cell, x, weights, states, lengths, reset_mask, directions, noise, return_states, detach_mask, clip
+    )
     y, *cs = (t.transpose(0, 1) if batch_first else t for t in (y, *cs))
     return y, *last, *cs
 
@@ -476,13 +501,20 @@ def check_backward(*args) -> None:
 
 
 def _check_backward_here(
-    cell: str, inputs: Sequence, options: tuple, douts: Sequence, wanted: Sequence[bool], got: Sequence[Tensor]
+    cell: str,
+    inputs: Sequence,
+    options: tuple,
+    douts: Sequence,
+    dcs: Tensor | None,
+    wanted: Sequence[bool],
+    got: Sequence[Tensor],
 ) -> None:
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
         x, h0, c0, *weights = inputs
         lengths, reset_mask, *options = options
         outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options)
+        douts = (*douts[: CELLS[cell][1] + 1], *(() if dcs is None else (dcs,)))
         pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
         chosen = [t for t, want in zip(inputs, wanted) if want]
         want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks
-from ._kernels import CELLS
+from ._backprop import Backprop
+from ._kernels import CELLS, NORMALISED
 
 WIDE_DTYPES = (torch.float32, torch.float64)
 NARROW_DTYPES = (torch.bfloat16, torch.float16)
@@ -126,25 +127,46 @@ def check_states(
         raise _checks.ShapeError(f"{function}: c0 is given, expected none: {cell} has one state")
 
 
+def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: bool, batch_first: bool) -> None:
+    """Raises unless the options of backward suit x, the cell and what else the caller wants."""
+    if keeps and options.checkpoint_every:
+        raise ValueError(
+            f"{function}: return_states is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "
+            "the states of every step are what checkpoints do not keep"
+        )
+    if options.grad_clip and (cell in NORMALISED or not CELLS[cell][4]):
+        what = "is layer-normalised" if cell in NORMALISED else "has no recurrent product"
+        raise ValueError(f"{function}: grad_clip is {options.grad_clip}, expected 0: {cell} {what}")
+    mask = options.detach_mask
+    if mask is not None:
+        check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
+        _check_mask(function, "detach_mask", mask, x, "(B, T)" if batch_first else "(T, B)", tuple(x.shape[:2]))
+
+
+def _check_mask(function: str, name: str, mask: object, x: Tensor, symbols: str, expected: tuple[int, ...]) -> None:
+    if not isinstance(mask, Tensor):
+        raise _checks.type_error(function, name, mask, "a bool tensor")
+    _check_dense(function, name, mask)
+    if mask.device != x.device:
+        raise _checks.device_error(function, name, mask.device, f"{x.device} (the device of x)")
+    if mask.dtype is not torch.bool:
+        raise _checks.dtype_error(function, name, mask.dtype, "torch.bool")
+    _checks.check_shape(function, name, mask.shape, symbols, expected)
+
+
 def check_rows(
     function: str, x: Tensor, lengths: object, reset_mask: object, T: int, B: int, batch_first: bool
 ) -> None:
     """Raises unless lengths is an integer tensor [B] and reset_mask a bool tensor [T, B] (or [B, T])."""
-    for name, t in (("lengths", lengths), ("reset_mask", reset_mask)):
-        if isinstance(t, Tensor):
-            _check_dense(function, name, t)
-            if t.device != x.device:
-                raise _checks.device_error(function, name, t.device, f"{x.device} (the device of x)")
     if lengths is not None:
         if not isinstance(lengths, Tensor):
             raise _checks.type_error(function, "lengths", lengths, "an integer tensor")
+        _check_dense(function, "lengths", lengths)
+        if lengths.device != x.device:
+            raise _checks.device_error(function, "lengths", lengths.device, f"{x.device} (the device of x)")
         if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
             raise _checks.dtype_error(function, "lengths", lengths.dtype, "an integer dtype")
         _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))
     if reset_mask is not None:
-        if not isinstance(reset_mask, Tensor):
-            raise _checks.type_error(function, "reset_mask", reset_mask, "a bool tensor")
-        if reset_mask.dtype is not torch.bool:
-            raise _checks.dtype_error(function, "reset_mask", reset_mask.dtype, "torch.bool")
         symbols, expected = ("(B, T)", (B, T)) if batch_first else ("(T, B)", (T, B))
-        _checks.check_shape(function, "reset_mask", reset_mask.shape, symbols, expected)
+        _check_mask(function, "reset_mask", reset_mask, x, symbols, expected)

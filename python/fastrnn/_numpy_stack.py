@@ -291,7 +291,8 @@ class Recurrent:
                 [0 if w is None else w.ctypes.data for w in weights], [s[rows].ctypes.data for s in states],
                 0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
                 *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y),
-                [s[rows].ctypes.data for s in last], 0, "", threads.current(), (0, *self.zoneout, False, 0),
+                [s[rows].ctypes.data for s in last], 0, "", threads.current(),
+                (0, *self.zoneout, False, 0) if any(self.zoneout) else None, None,
             )  # fmt: skip
             x = y
         return (x if batch_axis else x.transpose(1, 0, 2)), last

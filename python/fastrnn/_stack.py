@@ -4,7 +4,7 @@ ops.rnn_layer(). The modules of fastrnn.nn and the functions of fastrnn.function
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import dropout as _dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import _backends, _checks
+from ._backprop import Backprop
 from ._kernels import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
 from ._noise import Rates
@@ -37,6 +38,7 @@ class Stack(NamedTuple):
     rates: Rates | None = None  # regularisers of the recurrence; None without
     kept: list[tuple[Tensor | None, ...]] | None = None  # gets h, c and gates of each layer; None if nobody asks
     with_gates: bool = False
+    backprop: Backprop | None = None  # options of backward; None without
 
 
 class States(NamedTuple):
@@ -105,6 +107,7 @@ def infer_stack(
     batch_first: bool,
     dropout: float,
     rates: Rates | None = None,
+    backprop: Backprop | None = None,
 ) -> Stack:
     """Layers, biases, projection and sizes, as the list of weights has them."""
     _checks.check_probability(function, "dropout", dropout)
@@ -130,7 +133,18 @@ def infer_stack(
         )
     sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
     _checks.check_zoneout(function, rates, sizes[2])
-    return Stack(function, cell, len(weights) // (n * D), D, n, sizes, batch_first, float(dropout), rates=rates)
+    return Stack(
+        function,
+        cell,
+        len(weights) // (n * D),
+        D,
+        n,
+        sizes,
+        batch_first,
+        float(dropout),
+        rates=rates,
+        backprop=backprop,
+    )
 
 
 def run(
@@ -164,10 +178,14 @@ def run(
             check_like(stack.function, name, s, x)
             _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
         states = tuple(s.unsqueeze(1) for s in states)
-    if reset_mask is not None:
-        if isinstance(reset_mask, Tensor):
-            _checks.check_shape(stack.function, "reset_mask", reset_mask.shape, "(T,)", x.shape[:1])
-            reset_mask = reset_mask.unsqueeze(1)
+
+    def as_batch(name: str, mask: object) -> object:
+        if isinstance(mask, Tensor):
+            _checks.check_shape(stack.function, name, mask.shape, "(T,)", x.shape[:1])
+            mask = mask.unsqueeze(1)
+        return mask
+
+    stack, reset_mask = _map_masks(as_batch, stack, reset_mask)
     y, last = run_batched(
         stack._replace(batch_first=False), x.unsqueeze(1), states, weights, training, None, reset_mask
     )
@@ -181,6 +199,14 @@ def run_with_states(stack: Stack, gates: bool, *args: object) -> tuple[Tensor | 
     stack = stack._replace(kept=[], with_gates=gates)
     y, last = run(stack, *args)
     return y, last, States(*((() if of[0] is None else of) for of in zip(*stack.kept)))
+
+
+def _map_masks(f: Callable[[str, object], object], stack: Stack, reset_mask: object) -> tuple[Stack, object]:
+    """Brings reset_mask and detach_mask into the form that x is brought into."""
+    if stack.backprop is not None and stack.backprop.detach_mask is not None:
+        detach_mask = f("detach_mask", stack.backprop.detach_mask)
+        stack = stack._replace(backprop=stack.backprop._replace(detach_mask=detach_mask))
+    return stack, None if reset_mask is None else f("reset_mask", reset_mask)
 
 
 def _as_lengths(function: str, lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
@@ -217,13 +243,13 @@ def _run_packed(
             f"of sum {data.shape[0]} (rows of x.data)"
         )
     x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes), batch_first=stack.batch_first)
-    if (
-        reset_mask is not None
-        and sorted_indices is not None
-        and isinstance(reset_mask, Tensor)
-        and reset_mask.ndim == 2
-    ):
-        reset_mask = reset_mask.index_select(0 if stack.batch_first else 1, sorted_indices)
+
+    def sort(name: str, mask: object) -> object:
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or sorted_indices is None:
+            return mask
+        return mask.index_select(0 if stack.batch_first else 1, sorted_indices)
+
+    stack, reset_mask = _map_masks(sort, stack, reset_mask)
     if states is not None:
         _check_whole_states(stack, x, states)
         if sorted_indices is not None:
@@ -259,7 +285,7 @@ def run_batched(
         x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
     ):
         return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
-    if stack.layers == 1 and stack.rates is None and stack.kept is None:
+    if stack.layers == 1 and stack.rates is None and stack.kept is None and stack.backprop is None:
         function, cell, _, D, _, sizes, batch_first, _, suffix, *_ = stack
         return rnn_layer(
             cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
@@ -277,7 +303,7 @@ def _run_layers(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates = stack
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates, backprop = stack
     if rates is not None or states is not None:
         check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
     if states is not None:
@@ -298,7 +324,7 @@ def _run_layers(
             None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
-            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), keep=keep,
+            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep,
         )  # fmt: skip
         if kept is not None:
             kept.append((x, keep.c, keep.gates))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
+from ._backprop import backprop_of
 from ._kernels import CELLS
 from ._noise import Rates
 from ._stack import Stack, as_indrnn, as_pair, as_single, infer_stack, rates_of, run
@@ -38,6 +39,9 @@ def lstm(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     seed: int | None = None,
+    checkpoint_every: int = 0,
+    grad_clip: float = 0.0,
+    detach_mask: Tensor | None = None,
     layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
@@ -64,6 +68,10 @@ def lstm(
         weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al. 2018),
             if `training`.
         seed: of these three: the same seed gives the same result on any backend; None draws one from torch's generator.
+        checkpoint_every: forward keeps the states of every checkpoint_every-th step only, and backward computes the rest
+            again, with the same bits; 0 keeps everything.
+        grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
+        detach_mask: bool, shaped like reset_mask, true where the state is kept and its gradient is cut.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
@@ -77,7 +85,8 @@ def lstm(
     """
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
     rates = _drawn("lstm", zoneout, recurrent_dropout, weight_dropout, seed, training)
-    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates)
+    backprop = backprop_of("lstm", checkpoint_every, grad_clip, detach_mask)
+    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
     return y, (last[0], last[1])
 
@@ -99,6 +108,9 @@ def gru(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     seed: int | None = None,
+    checkpoint_every: int = 0,
+    grad_clip: float = 0.0,
+    detach_mask: Tensor | None = None,
     layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
@@ -111,7 +123,7 @@ def gru(
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
-        zoneout, recurrent_dropout, weight_dropout, seed: as in lstm(), for h.
+        zoneout, recurrent_dropout, weight_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -124,7 +136,8 @@ def gru(
     """
     cell = _checks.gru_cell("gru", reset_after, recurrent_activation, layer_norm)
     rates = _drawn("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
-    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates)
+    backprop = backprop_of("gru", checkpoint_every, grad_clip, detach_mask)
+    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 
@@ -144,6 +157,9 @@ def rnn(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     seed: int | None = None,
+    checkpoint_every: int = 0,
+    grad_clip: float = 0.0,
+    detach_mask: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
 
@@ -152,7 +168,7 @@ def rnn(
         state: h0 [L*D, B, H]; None for zeros.
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, seed: as in lstm(), for h.
+        zoneout, recurrent_dropout, weight_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -167,7 +183,8 @@ def rnn(
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
     rates = _drawn("rnn", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
-    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates)
+    backprop = backprop_of("rnn", checkpoint_every, grad_clip, detach_mask)
+    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
 
 

@@ -15,9 +15,10 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _backends, _kernels, _operators
+from ._backprop import Backprop
 from ._checks import function_of
 from ._kernels import CELLS, prepare
-from ._layer_checks import check_layer, check_rows
+from ._layer_checks import check_backprop, check_layer, check_rows
 from ._noise import Noise
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -36,12 +37,12 @@ class _Eager(torch.autograd.Function):
     """Path 2. `plain` is what prepare() found, kept for backward: addresses, unlike prepare_any()'s copies."""
 
     @staticmethod
-    def forward(ctx, call, plain, cell, rows, options, noise, keep, x, h0, c0, *weights):
+    def forward(ctx, call, plain, cell, rows, options, noise, backprop, keep, x, h0, c0, *weights):
         y, h, c, reserve = _backends.kernels_of(x).forward(
-            call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise
+            call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise, backprop=backprop
         )
         ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
-        ctx.plain, ctx.cell, ctx.options, ctx.noise, ctx.keep = plain, cell, options, noise, keep is not None
+        ctx.plain, ctx.cell, ctx.options, ctx.noise, ctx.backprop = plain, cell, options, noise, backprop
         ctx.set_materialize_grads(False)
         if keep is None:
             return (y, h) if c is None else (y, h, c)
@@ -51,19 +52,19 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh, dc=None, dcs=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
-        options, noise = ctx.options, ctx.noise
-        wanted = ctx.needs_input_grad[7:]
+        options, noise, backprop = ctx.options, ctx.noise, ctx.backprop
+        wanted = ctx.needs_input_grad[8:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or _watched() or _exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
-            if noise is not None or dcs is not None:
+            if noise is not None or dcs is not None or backprop is not None:
                 above = (dy, dh, dc, dcs) if dcs is not None else (dy, dh, dc)
-                found = _restated_gradients(args, weights, options, noise, above, wanted)
+                found = _restated_gradients(args, weights, options, noise, backprop, above, wanted)
             else:
                 found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
             backward = _backends.kernels_of(x).backward
-            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise, dcs)
-        return None, None, None, None, None, None, None, *_operators.spread(found, wanted)
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise, dcs, backprop)
+        return None, None, None, None, None, None, None, None, *_operators.spread(found, wanted)
 
 
 class Keep:
@@ -91,13 +92,15 @@ def _restated_gradients(
     weights: Sequence[Tensor],
     options: tuple,
     noise: Noise | None,
+    backprop: Backprop | None,
     above: Sequence[Tensor | None],
     wanted: tuple,
 ) -> list[Tensor]:
-    """Gradients that can be differentiated again, of a layer with regularisers or with c of every step: by the oracle, with
-    the same noise."""
+    """Gradients that can be differentiated again, of a layer with options: by the oracle, with the same noise."""
     cell, x, h0, c0, lengths, reset_mask = args
-    outs = _kernels.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4)
+    outs = _kernels.oracle(
+        cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop
+    )
     pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
     chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
     outs, above = zip(*pairs)
@@ -124,7 +127,8 @@ def _exotic(tensors: Sequence[Tensor | None]) -> bool:
 def _refuse(function: str, special: bool, place: str) -> None:
     if special:
         raise NotImplementedError(
-            f"{function}: zoneout, recurrent_dropout and return_states are not implemented {place}, expected none of them"
+            f"{function}: zoneout, recurrent_dropout, return_states, checkpoint_every, grad_clip and detach_mask are not "
+            f"implemented {place}, expected none of them"
         )
 
 
@@ -154,6 +158,7 @@ def rnn_layer(
     suffix: str = "",
     expected: tuple[int, int, int] | None = None,
     noise: Noise | None = None,
+    backprop: Backprop | None = None,
     keep: Keep | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one recurrent layer; differentiable, traceable.
@@ -172,6 +177,7 @@ def rnn_layer(
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
         noise: zoneout and recurrent dropout of this call, on CPUs, outside of torch.compile and torch.func.
+        backprop: how gradients are computed, where noise works.
         keep: gets the states of every step, where noise works.
 
     Returns:
@@ -192,12 +198,17 @@ def rnn_layer(
     args = (cell, x, h0, c0, lengths, reset_mask)
     options = (directions, batch_first, schedule, threads)
     watched = _watched()
-    special = noise is not None or keep is not None
+    if backprop is not None:
+        check_backprop(function or function_of(cell), cell, x, backprop, keep is not None, batch_first)
+        backprop = backprop if _grad_enabled() else None
+    special = noise is not None or keep is not None or backprop is not None
     if special and (watched or not getattr(x, "is_cpu", True)):
         place = f"on {x.device.type}" if not x.is_cpu else "inside torch.compile, torch.export and torch.func"
         _refuse(function or function_of(cell), special, place)
-    if noise is not None and any(noise.zoneout) and cell.endswith("_norm"):
-        raise NotImplementedError(f"{function or function_of(cell)}: zoneout of a layer-normalised cell, expected 0")
+    if noise is not None and any(noise.zoneout) and cell in _kernels.NORMALISED:
+        raise ValueError(
+            f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"
+        )
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
@@ -220,7 +231,7 @@ def rnn_layer(
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 rows = (lengths, reset_mask)
-                y, *last = _Eager.apply(call, plain, cell, rows, options, noise, keep, x, h0, c0, *weights)
+                y, *last = _Eager.apply(call, plain, cell, rows, options, noise, backprop, keep, x, h0, c0, *weights)
                 if keep is not None and CELLS[cell][1] == 2:
                     keep.c = last.pop()
                 return y, tuple(last)

@@ -195,14 +195,20 @@ def _direction(
     fresh: Tensor | None,  # [T, B, 1] bool, the state entering step t is the zero state
     direction: int,
     noise: Noise | None,
+    cut: Tensor | None,  # [T, B, 1] bool, no gradient of the state entering step t goes further
+    grad_clip: float,
 ) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
     if step in NORMALISED:
         gates = layer_norm(linear(x, w_ih), b_ih.shape, b_hh[-len(b_ih) :], b_ih)
     else:
         gates = linear(x, w_ih, b_ih)
-    if noise is not None and noise.h_mask is not None:
-        step = partial(step, product=lambda h, w, b: linear(h * noise.h_mask[direction], w, b))
+    mask = None if noise is None or noise.h_mask is None else noise.h_mask[direction]
+    if grad_clip:
+        gates = _clipped(gates, grad_clip)
+        step = partial(step, product=lambda h, w, b: _clipped(linear(h if mask is None else h * mask, w, b), grad_clip))
+    elif mask is not None:
+        step = partial(step, product=lambda h, w, b: linear(h * mask, w, b))
     T, B = x.shape[:2]
     kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
     ys: list[Tensor] = [x] * T
@@ -211,6 +217,8 @@ def _direction(
         entering = state
         if fresh is not None:
             entering = tuple(torch.where(fresh[t], torch.zeros_like(s), s) for s in state)
+        if cut is not None:
+            entering = tuple(torch.where(cut[t], s.detach(), s) for s in entering)
         leaving = step(gates[t], entering, w_hh, b_hh)
         if w_hr is not None:
             leaving = (linear(leaving[0], w_hr), *leaving[1:])
@@ -224,6 +232,14 @@ def _direction(
     return torch.stack(ys), torch.stack(cs), state
 
 
+def _clipped(t: Tensor, bound: float) -> Tensor:
+    """t, whose gradient will be clipped to [-bound, bound]; that can be differentiated again."""
+    if t.requires_grad:
+        t = t.view_as(t)
+        t.register_hook(lambda g: g.clamp(-bound, bound))
+    return t
+
+
 def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor) -> Tensor:
     """How much of the state before a step stays: zeros and ones [T, B, H], or its expectation."""
     rate = noise.zoneout[state]
@@ -232,6 +248,15 @@ def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Ten
     if not noise.training:
         return like.new_full((T, 1, 1), rate)
     return hits(noise.seed, 2 * direction + state, T, B, like.shape[-1], rate).to(like)
+
+
+def _boundaries(mask: Tensor | None, valid: Tensor | None) -> list[Tensor | None]:
+    """Between which steps nothing crosses, for each direction: bool [T, B, 1] by the step that is entered."""
+    if mask is None:
+        return [None, None]
+    starts = mask.bool().unsqueeze(-1)
+    starts = starts if valid is None else starts & valid
+    return [starts, torch.cat([starts[1:], torch.zeros_like(starts[:1])])]
 
 
 def layer(
@@ -244,6 +269,8 @@ def layer(
     directions: int = 1,
     noise: Noise | None = None,
     return_states: bool = False,
+    detach_mask: Tensor | None = None,
+    grad_clip: float = 0.0,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One recurrent layer, step by step.
 
@@ -258,6 +285,8 @@ def layer(
         directions: 1, or 2 for a bidirectional layer.
         noise: zoneout and the factors of recurrent dropout, see _noise.py.
         return_states: True to return c of every step as well.
+        detach_mask: [T, B] bool, where no gradient of a state crosses from step t to t-1.
+        grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh, 0 for none.
 
     Returns:
         y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
@@ -276,15 +305,11 @@ def layer(
     if lengths is not None:
         valid = (torch.arange(T, device=x.device)[:, None] < lengths[None, :]).unsqueeze(-1)
         x = torch.where(valid, x, torch.zeros_like(x))  # NaN in the padding must not reach a gradient
-    fresh = [None, None]
-    if reset_mask is not None:
-        starts = reset_mask.bool().unsqueeze(-1)
-        starts = starts if valid is None else starts & valid
-        fresh = [starts, torch.cat([starts[1:], torch.zeros_like(starts[:1])])]
+    fresh, cut = (_boundaries(mask, valid) for mask in (reset_mask, detach_mask))
     ys, cs, lasts = [], [], []
     for d in range(directions):
         state = tuple(s[d] for s in states)
-        y, c, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise)
+        y, c, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise, cut[d], grad_clip)
         ys.append(y)
         cs.append(c)
         lasts.append(last)

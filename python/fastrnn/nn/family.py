@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import _checks
 from .._stack import as_indrnn
-from .layers import _OneState
+from ._recurrent import OneState
 
 
-class _Family(_OneState):
+class _Family(OneState):
     """A cell whose parameters are not laid out as torch's; see FastRNN for the arguments."""
 
     _gates = 1

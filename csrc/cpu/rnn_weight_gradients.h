@@ -1,0 +1,91 @@
+#pragma once
+// The weight gradients of BackwardRun: long products over the rows of a chunk, added up over the chunks.
+#include "rnn_backward.h"
+
+namespace fastrnn {
+namespace {
+// Vectors [first, last) of G*Hp columns, shared by whole panels; odd products share in the opposite order for
+// balance.
+template <class Cell, class T>
+Range BackwardRun<Cell, T>::own_vectors(int64_t first, int64_t last, bool mirrored) const {
+  const int64_t panels = ceil_div(last - first, kMaxTileVecs);
+  const Range own = share(panels, mirrored ? team_.size - 1 - team_.rank : team_.rank, team_.size);
+  const int64_t end = first + own.end * kMaxTileVecs;
+  return {first + own.begin * kMaxTileVecs, end < last ? end : last};
+}
+
+template <class Cell, class T>
+void BackwardRun<Cell, T>::weight_gradients() {
+  const RnnGrads<T>& g = p_.grads[d_];
+  const int64_t all = G * Hp_ / W, early = S::gates(0) * Hp_ / W;
+  // Rows per inner sum: about the square root of their number keeps rounding error lowest.
+  const int64_t block = s_.T * s_.B > 4096 ? 128 : 64;
+  const auto outer = [&](int64_t M, const T* const* a, const T* const* b, Range v, T* out, int64_t ld) {
+    matmul_outer<T>(n_, block, M, a, b, v.begin, v.end, out, ld);
+  };
+  if (g.w_ih) outer(s_.I, x_list_, dx_list_, own_vectors(0, all, false), wx_, G * Hp_);
+  if (g.w_hh && Cell::kProduct) {
+    outer(s_.out(), h_list_, dr_list_, own_vectors(0, early, true), wh_, G * Hp_);
+    if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
+  }
+  if (g.w_hr) outer(s_.P, dp_list_, m_list_, own_vectors(0, Hp_ / W, false), wr_, Hp_);
+  const Range own = share(all, team_.rank, team_.size), own_x = share(kInputColumns * Hp_ / W, team_.rank, team_.size);
+  if (g.b_ih || (g.b_hh && (Cell::kSharedGateGrad || Cell::kNormalised))) sum_rows(dx_list_, own_x, bx_);
+  if (g.b_hh && !Cell::kSharedGateGrad && !Cell::kNormalised) sum_rows(dr_list_, own, bh_);
+  if (g.b_hh && Cell::kVectors) {
+    const Range vectors = share((kColumns - G) * Hp_ / W, team_.rank, team_.size);
+    sum_rows(dr_list_, {all + vectors.begin, all + vectors.end}, bh_);
+  }
+}
+// Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
+template <class Cell, class T>
+void BackwardRun<Cell, T>::sum_rows(const T* const* rows, Range vectors, double* out) {
+  for (int64_t v = vectors.begin; v < vectors.end; ++v)
+    for (int64_t k0 = 0; k0 < n_; k0 += 16) {
+      V sum(0);
+      for (int64_t k = k0; k < n_ && k < k0 + 16; ++k) sum = sum + V::load(rows[k] + v * W);
+      for (int lane = 0; lane < W; ++lane) out[v * W + lane] += double(sum.v[lane]);
+    }
+}
+
+// Sums are kept transposed and padded, [in][G*Hp]; the caller's layout is [G*H][in].
+template <class Cell, class T>
+void BackwardRun<Cell, T>::store_weight_gradients() {
+  const RnnGrads<T>& g = p_.grads[d_];
+  if (g.w_ih) store_transposed(wx_, s_.I, g.w_ih);
+  if (g.w_hh && Cell::kProduct) store_transposed(wh_, s_.out(), g.w_hh);
+  const Range own = share(s_.P, team_.rank, team_.size);
+  if (g.w_hr)
+    for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);
+  if (team_.rank != 0) return;
+  for (int gate = 0; gate < G; ++gate) {
+    const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
+    for (int64_t u = 0; u < s_.H; ++u) {
+      if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[(kInputColumns - G + gate) * Hp_ + u]);
+      if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
+    }
+  }
+  for (int column = G; g.b_hh && column < G + Cell::kVectors; ++column)
+    for (int64_t u = 0; u < s_.H; ++u) {
+      const bool of_x = Cell::kNormalised && column >= G + kGainX;
+      g.b_hh[column * s_.H + u] = T(of_x ? bx_[(column - kGainX) * Hp_ + u] : bh_[column * Hp_ + u]);
+    }
+}
+template <class Cell, class T>
+void BackwardRun<Cell, T>::store_transposed(const T* sums, int64_t in, T* out) {
+  const int64_t blocks = ceil_div(s_.H, W);
+  const Range own = share(G * blocks, team_.rank, team_.size);
+  for (int64_t block = own.begin; block < own.end; ++block) {
+    const int64_t gate = block / blocks, u0 = block % blocks * W;
+    for (int64_t i = 0; i < in; i += W) {
+      V row[W];
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < W; ++l) row[l] = i + l < in ? V::load(sums + (i + l) * G * Hp_ + gate * Hp_ + u0) : V(0);
+      transpose(row);
+      for (int64_t l = 0; l < W && u0 + l < s_.H; ++l)
+        store_lanes(row[l], out + (gate * s_.H + u0 + l) * in + i, in - i);
+    }
+  }
+}
+}  // namespace
+}  // namespace fastrnn
