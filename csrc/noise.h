@@ -43,5 +43,5 @@ FASTRNN_HD Bits noise_bits(uint64_t key, Bits unit) {
   return mix32(Bits(first ^ uint32_t(key >> 32)));
 }
 // A unit is hit if its bits are below this.
-inline uint32_t noise_threshold(double rate) { return rate >= 1 ? 0xFFFFFFFFu : uint32_t(rate * 4294967296.0); }
+FASTRNN_HD uint32_t noise_threshold(double rate) { return rate >= 1 ? 0xFFFFFFFFu : uint32_t(rate * 4294967296.0); }
 }  // namespace fastrnn

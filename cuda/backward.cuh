@@ -6,13 +6,13 @@
 #include "layer.cuh"
 
 namespace fastrnn {
-template <class Cell, class E>
-class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
-  using Base = LayerRun<Cell, E, CudaBackward, true>;
+template <class Cell, class E, bool kSpecial>
+class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
+  using Base = LayerRun<Cell, E, CudaBackward, true, kSpecial>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
   using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
       Base::stepwise;
-  using typename Base::A, typename Base::S;
+  using typename Base::A, typename Base::S, typename Base::Noise;
 
  public:
   __device__ BackwardRun(const CudaBackward& p, unsigned char* shared)
@@ -66,7 +66,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
 
   // What forward has kept of step k for one unit of one row, and the gradient from above.
   struct Kept {
-    A saved[K], s[kStates], s_new[kStates], dy;
+    A saved[K], s[kStates], s_new[kStates], dy, dc;  // s_new[0] and, if not kSpecial, dc are not used
+    Noise noise;
   };
   __device__ Kept kept(int i, int64_t k) const {
     Kept v{};
@@ -76,14 +77,14 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
     if (k >= when.length) return v;
     const bool fresh = when.fresh(p_, row, k);
     const int64_t t = when.time(k), before = when.time(k - 1);
-    constexpr int kSlots = reserve_slots(K, kStates);
-    const E* reserve = as<E>(p_.reserve) + ((at_.d * p_.T * p_.B) + row) * kSlots * p_.H + unit;
-    const int64_t per_step = p_.B * kSlots * p_.H;
+    const E* reserve = as<E>(p_.reserve) + Base::reserve_at(0, row, unit);
+    const int64_t per_step = p_.B * Base::slots() * p_.H;
     const E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
     const int64_t state_at = (at_.d * p_.B + row) * p_.H + unit;
     for (int q = 0; q < K; ++q) v.saved[q] = widen(reserve[t * per_step + q * p_.H]);
     v.s_new[0] = widen(y[t * p_.y_stride_t]);
-    for (int q = 1; q < kStates; ++q) v.s_new[q] = widen(reserve[t * per_step + (K + q - 1) * p_.H]);
+    const int raw = Base::keeps_raw() ? Base::slots() - kStates : K - 1;  // what the cell found, not what zoneout left
+    for (int q = 1; q < kStates; ++q) v.s_new[q] = widen(reserve[t * per_step + (raw + q) * p_.H]);
     for (int q = 0; q < kStates && !fresh; ++q) {
       const E* first = as<E>(p_.states_in[q]);
       if (k == 0)
@@ -92,6 +93,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
         v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (K + q - 1) * p_.H]);
     }
     if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
+    if (kSpecial && p_.dc) v.dc = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + at_.d * p_.H + unit]);
+    v.noise = Base::noise(t, row, unit);
     return v;
   }
 
@@ -140,22 +143,25 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
     if constexpr (kLate && stage == 0) {
       for (int g = 1; g < G; ++g) dx[g] = dr[g] = extra_[g * pairs() + i];
       ds_old[0] = ds[0];
-      Cell::backward_early(at.saved, at.s, arrived(e, i), dx, dr, ds_old);
+      Cell::backward_early(at.saved, at.s, at.noise.in_product(arrived(e, i)), dx, dr, ds_old);
       ds[0] = fresh ? A(0) : ds_old[0];
     } else {
-      A ds_new[kStates];
+      A ds_new[kStates], past[kStates];
       for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
-      ds_new[0] = ds_new[0] + at.dy + (continues ? arrived(e, i) : A(0));
+      ds_new[0] = ds_new[0] + at.dy + (continues ? at.noise.in_product(arrived(e, i)) : A(0));
+      if (kSpecial && kStates > 1) ds_new[kStates - 1] = ds_new[kStates - 1] + at.dc;
+      at.noise.split(ds_new, past);
       A vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + i % at_.units];
       cell_backward<Cell>(at.saved, at.s, vectors, at.s_new, ds_new, dx, dr, ds_old);
+      at.noise.join(past, ds_old);
       for (int q = 0; q < kStates; ++q) ds[q * pairs()] = fresh && !kLate ? A(0) : ds_old[q];
       if constexpr (kLate)
         for (int g = 1; g < G; ++g) extra_[g * pairs() + i] = dr[g];
     }
     E* operand = operand_ + i / at_.units * cut_.ldb + i % at_.units;
     for (int g = 0; g < S::gates(stage); ++g) operand[g * at_.units] = narrow<E>(dr[S::first(stage) + g]);
-    if (stage == 0) write(when.time(k), row, unit, dx, dr, at.s[0]);
+    if (stage == 0) write(when.time(k), row, unit, dx, dr, at.noise.in_product(at.s[0]));
   }
 
   __device__ void write(int64_t t, int64_t row, int64_t unit, const A* dx, const A* dr, A h_prev) const {
@@ -201,7 +207,9 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
         if (!out || row >= p_.B || unit >= p_.H) continue;
         const RowTime when(p_, row, at_.d);
         const bool through = s == 0 && when.length > 0 && !when.fresh(p_, row, 0);
-        const A sum = state_[s * pairs() + i] + (through ? arrived(exchanges(), i) : A(0));
+        A sum = A(0);
+        if (through) sum = kSpecial ? Base::h_factor(row, unit) * arrived(exchanges(), i) : arrived(exchanges(), i);
+        sum = state_[s * pairs() + i] + sum;
         out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(sum);
       }
     signals_.close();
@@ -210,9 +218,9 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true> {
   E* operand_;
 };
 
-template <class Cell, class E>
+template <class Cell, class E, bool kSpecial>
 __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const CudaBackward p) {
   FASTRNN_SHARED(shared);
-  BackwardRun<Cell, E>(p, shared).run();
+  BackwardRun<Cell, E, kSpecial>(p, shared).run();
 }
 }  // namespace fastrnn

@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "../csrc/cells/all.h"
 #include "plan.h"
@@ -91,8 +92,9 @@ int driver_version() {
 #define FASTRNN_NAME(name, Cell) #name,
 constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_NAME)};
 constexpr const char* kTypeNames[kNumCudaTypes] = {"float32", "float64", "bfloat16", "float16"};
-const CudaKernels* const kTypeKernels[kNumCudaTypes] = {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16,
-                                                        kKernelsFloat16};
+const CudaKernels* const kTypeKernels[2][kNumCudaTypes] = {
+    {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16, kKernelsFloat16},
+    {kSpecialFloat32, kSpecialFloat64, kSpecialBfloat16, kSpecialFloat16}};
 
 template <size_t N>
 int index_of(const char* const (&names)[N], const std::string& name, const char* what) {
@@ -103,8 +105,8 @@ int index_of(const char* const (&names)[N], const std::string& name, const char*
   }
   throw std::invalid_argument(std::string("fastrnn._cuda: ") + what + " is '" + name + "', expected one of: " + all);
 }
-const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype) {
-  return kTypeKernels[index_of(kTypeNames, dtype, "dtype")][index_of(kCellNames, cell, "cell")];
+const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype, bool special = false) {
+  return kTypeKernels[special][index_of(kTypeNames, dtype, "dtype")][index_of(kCellNames, cell, "cell")];
 }
 
 Chip chip_of(int device) {
@@ -189,6 +191,7 @@ struct Layer {  // the arguments that forward and backward share
   Address y;
   int64_t y_t, y_b;
   Address reserve, workspace;
+  std::tuple<uint64_t, double, double, bool, Address> noise;  // seed, rates of h and c, training, h_mask
 
   void fill(CudaLayer& p, const CudaPlan& plan) const {
     p.T = T;
@@ -209,6 +212,9 @@ struct Layer {  // the arguments that forward and backward share
     p.y_stride_b = y_b;
     p.reserve = at<void>(reserve);
     p.workspace = at<void>(workspace);
+    const auto& [seed, of_h, of_c, training, h_mask] = noise;
+    p.zoneout = {seed, {of_h, of_c}, training};
+    p.h_mask = at<void>(h_mask);
     p.geometry = plan.geometry;
     p.wait_limit_ns = wait_limit_ns;
     void* error = nullptr;
@@ -227,14 +233,14 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
   p.gx_stride_t = gx_t;
   p.gx_stride_b = gx_b;
   for (int s = 0; s < 2; ++s) p.states_out[s] = at<void>(states_out, s);
-  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype);
+  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype, p.special());
   py::gil_scoped_release release;
   check(kernels.forward(p, at<CUstream_st>(stream)), "rnn_forward");
 }
 
 void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
-                  int64_t dy_b, const Addresses& dstates_out, Address dgx, Address dgr, Address dvectors,
-                  Address h_prev, const Addresses& dstates_in) {
+                  int64_t dy_b, const Addresses& dstates_out, Address dc, int64_t dc_t, int64_t dc_b, Address dgx,
+                  Address dgr, Address dvectors, Address h_prev, const Addresses& dstates_in) {
   const OnDevice guard(device);
   check_waits();
   CudaBackward p{};
@@ -242,6 +248,9 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
   p.dy = at<void>(dy);
   p.dy_stride_t = dy_t;
   p.dy_stride_b = dy_b;
+  p.dc = at<void>(dc);
+  p.dc_stride_t = dc_t;
+  p.dc_stride_b = dc_b;
   p.dgx = at<void>(dgx);
   p.dgr = at<void>(dgr);
   p.dvectors = at<void>(dvectors);
@@ -250,7 +259,7 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
     p.dstates_out[s] = at<void>(dstates_out, s);
     p.dstates_in[s] = at<void>(dstates_in, s);
   }
-  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype);
+  const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype, p.special());
   py::gil_scoped_release release;
   check(kernels.backward(p, at<CUstream_st>(stream)), "rnn_backward");
 }
@@ -300,7 +309,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
   py::class_<Layer>(m, "Layer", py::module_local())
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
-                       int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace) {
+                       int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace,
+                       std::tuple<uint64_t, double, double, bool, Address> noise) {
         return Layer{std::move(cell),
                      std::move(dtype),
                      T,
@@ -317,7 +327,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
                      y_t,
                      y_b,
                      reserve,
-                     workspace};
+                     workspace,
+                     noise};
       }));
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);

@@ -4,13 +4,13 @@
 #include "layer.cuh"
 
 namespace fastrnn {
-template <class Cell, class E>
-class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
-  using Base = LayerRun<Cell, E, CudaForward, false>;
+template <class Cell, class E, bool kSpecial>
+class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
+  using Base = LayerRun<Cell, E, CudaForward, false, kSpecial>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
   using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
-      Base::stepwise;
-  using typename Base::A, typename Base::S;
+      Base::stepwise, Base::slots, Base::reserve_at;
+  using typename Base::A, typename Base::S, typename Base::Noise;
 
  public:
   __device__ ForwardRun(const CudaForward& p, unsigned char* shared)
@@ -53,7 +53,9 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     const E* h0 = as<E>(p_.states_in[0]);
     for (int64_t i = threadIdx.x; i < int64_t(at_.rows) * cut_.ldb; i += kThreads) {
       const int64_t row = at_.row0 + i / cut_.ldb, unit = i % cut_.ldb;
-      into[i] = h0 && row < p_.B && unit < p_.H ? h0[(at_.d * p_.B + row) * p_.H + unit] : E(0.f);
+      const bool inside = h0 && row < p_.B && unit < p_.H;
+      into[i] = inside ? h0[(at_.d * p_.B + row) * p_.H + unit] : E(0.f);
+      if (kSpecial && inside) into[i] = narrow<E>(Base::h_factor(row, unit) * widen(into[i]));
     }
   }
   __device__ void begin() {
@@ -74,16 +76,18 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
 
   struct Projected {
     A x[G];
+    Noise noise;
   };
   __device__ Projected projected(int i, int64_t k) const {
-    Projected v;
+    Projected v{};
     const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-    for (int g = 0; g < G; ++g) v.x[g] = A(0);
     if (i >= pairs() || row >= p_.B || unit >= p_.H) return v;
     const RowTime when(p_, row, at_.d);
     if (k >= when.length) return v;
-    const E* from = as<E>(p_.gx) + when.time(k) * p_.gx_stride_t + row * p_.gx_stride_b + at_.d * G * p_.H + unit;
+    const int64_t t = when.time(k);
+    const E* from = as<E>(p_.gx) + t * p_.gx_stride_t + row * p_.gx_stride_b + at_.d * G * p_.H + unit;
     for (int g = 0; g < G; ++g) v.x[g] = widen(from[g * p_.H]);
+    v.noise = Base::noise(t, row, unit);
     return v;
   }
 
@@ -112,7 +116,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
     if (k >= when.length) {
       if (stage == S::kCount - 1) y[k * p_.y_stride_t] = E(0.f);
-      if (kLate && p_.reserve) reserve_at(k, row, unit)[(K - 1) * p_.H] = E(0.f);  // backward's product reads every u
+      if (kLate && p_.reserve) slot(k, row, unit)[(K - 1) * p_.H] = E(0.f);  // backward's product reads every u
       return state[0];
     }
     const bool fresh = when.fresh(p_, row, k);
@@ -129,6 +133,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
     if constexpr (kLate && stage == 0) {
       A u;
       Cell::early(in.x, rec, s, &u, saved);
+      u = in.noise.in_product(u);
       for (int q = 0; q < K - 1; ++q) extra_[q * pairs() + i] = saved[q];
       extra_[(K - 1) * pairs() + i] = u;
       return u;
@@ -138,19 +143,22 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
       A vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[(G + q) * at_.units + i % at_.units];
       cell_forward<Cell>(in.x, rec, s, vectors, s_new, saved);
+      if (p_.reserve && Base::keeps_raw())
+        for (int q = 1; q < kStates; ++q) slot(t, row, unit)[(slots() - kStates + q) * p_.H] = narrow<E>(s_new[q]);
+      in.noise.zone_out(s, s_new);
       for (int q = 0; q < kStates; ++q) state[q * pairs()] = s_new[q];
       y[t * p_.y_stride_t] = narrow<E>(s_new[0]);
       if (p_.reserve) {
-        E* slot = reserve_at(t, row, unit);
-        for (int q = 0; q < K; ++q) slot[q * p_.H] = narrow<E>(saved[q]);
-        for (int q = 1; q < kStates; ++q) slot[(K + q - 1) * p_.H] = narrow<E>(s_new[q]);
+        E* to = slot(t, row, unit);
+        for (int q = 0; q < K; ++q) to[q * p_.H] = narrow<E>(saved[q]);
+        for (int q = 1; q < kStates; ++q) to[(K + q - 1) * p_.H] = narrow<E>(s_new[q]);
       }
-      return s_new[0];
+      return in.noise.in_product(s_new[0]);
     }
   }
 
-  __device__ E* reserve_at(int64_t t, int64_t row, int64_t unit) const {
-    return as<E>(p_.reserve) + ((at_.d * p_.T + t) * p_.B + row) * reserve_slots(K, kStates) * p_.H + unit;
+  __device__ E* slot(int64_t t, int64_t row, int64_t unit) const {
+    return as<E>(p_.reserve) + reserve_at(t, row, unit);
   }
 
   // ---- the exchange: this CTA's units go to everybody in the group
@@ -207,14 +215,14 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false> {
   E* staging_;
 };
 
-template <class Cell, class E>
+template <class Cell, class E, bool kSpecial>
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const CudaForward p) {
   FASTRNN_SHARED(shared);
-  ForwardRun<Cell, E>(p, shared).run();
+  ForwardRun<Cell, E, kSpecial>(p, shared).run();
 }
-template <class Cell, class E>
+template <class Cell, class E, bool kSpecial>
 __global__ void __launch_bounds__(kThreads, 1) forward_first_operand_kernel(const CudaForward p) {
   FASTRNN_SHARED(shared);
-  ForwardRun<Cell, E>(p, shared).first_operand();
+  ForwardRun<Cell, E, kSpecial>(p, shared).first_operand();
 }
 }  // namespace fastrnn

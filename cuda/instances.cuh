@@ -1,11 +1,11 @@
 #pragma once
-// Launches of the kernels of one element type; each kernels_*.cu names its type and includes this.
+// Launches of the kernels of one element type; each kernels_*.cu names its type and kind and includes this.
 #include "backward.cuh"
 #include "forward.cuh"
 #include "kernels.h"
 
 namespace fastrnn {
-template <class Cell, class E>
+template <class Cell, class E, bool kSpecial>
 struct Instance {
   static Needs needs(const Geometry& geo, int64_t D, bool backward) {
     const SharedLayout<Cell, E> shared(geo, backward);
@@ -34,8 +34,8 @@ struct Instance {
   }
   static int active_clusters(const Geometry& geo, int64_t D, bool backward) {
     const device::Launch l = shape(geo, D, backward);
-    return backward ? device::active_clusters(backward_kernel<Cell, E>, l)
-                    : device::active_clusters(forward_kernel<Cell, E>, l);
+    return backward ? device::active_clusters(backward_kernel<Cell, E, kSpecial>, l)
+                    : device::active_clusters(forward_kernel<Cell, E, kSpecial>, l);
   }
   // One launch, or one for each exchange.
   template <class Params>
@@ -59,17 +59,18 @@ struct Instance {
     if (bytes)
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(bytes), stream)) return error;
     if (p.geometry.schedule == kStepwise)
-      if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E>,
+      if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E, kSpecial>,
                                                                 shape(p.geometry, p.D, false), stream, p))
         return error;
-    return launch_all<CudaForward>(forward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount, false, stream);
+    return launch_all<CudaForward>(forward_kernel<Cell, E, kSpecial>, p, p.T * Stages<Cell>::kCount, false, stream);
   }
   static cudaError_t backward(const CudaBackward& p, cudaStream_t stream) {
     const int64_t flags = Workspace<Cell, E>(p.geometry, p.D, true).flag_bytes;
     if (flags)
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(flags), stream)) return error;
     // One more: the gradient of the initial states.
-    return launch_all<CudaBackward>(backward_kernel<Cell, E>, p, p.T * Stages<Cell>::kCount + 1, true, stream);
+    return launch_all<CudaBackward>(backward_kernel<Cell, E, kSpecial>, p, p.T * Stages<Cell>::kCount + 1, true,
+                                    stream);
   }
   static constexpr CudaKernels entry() {
     return {Stages<Cell>::kCount,  Cell::kGates, Cell::kStates,    Cell::kSaved, sizeof(E) == 2,
@@ -78,6 +79,7 @@ struct Instance {
 };
 }  // namespace fastrnn
 
-#define FASTRNN_ENTRY(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT>::entry(),
-#define FASTRNN_KERNELS(table) \
-  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_ENTRY)};
+#define FASTRNN_PLAIN(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT, false>::entry(),
+#define FASTRNN_SPECIAL(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT, true>::entry(),
+#define FASTRNN_KERNELS(table, kind) \
+  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(kind)};

@@ -3,6 +3,7 @@
 // the cut of shared memory, and waiting for the other CTAs of a group.
 #include "../csrc/cells/all.h"
 #include "product.cuh"
+#include "special.cuh"
 
 namespace fastrnn {
 // A cell with late gates runs two products in each step (see csrc/cells/gru_reset_before.h).
@@ -216,11 +217,12 @@ struct Signals {
 };
 
 // A CTA's part of a layer: what the forward and the backward run have in common.
-template <class Cell, class E, class Params, bool backward>
+template <class Cell, class E, class Params, bool backward, bool kSpecial>
 class LayerRun {
  protected:
   using A = typename Core<E>::Acc;
   using S = Stages<Cell>;
+  using Noise = UnitNoise<Cell, A, kSpecial>;
   static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
   static constexpr bool kLate = S::kCount == 2;
 
@@ -243,6 +245,27 @@ class LayerRun {
 
   __device__ int pairs() const { return at_.rows * at_.units; }
   __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
+
+  // Of the reserve, a position: the gates, then the states beyond h, then, with zoneout of c, those before it.
+  __device__ int slots() const { return reserve_slots(K, kStates) + (keeps_raw() ? kStates - 1 : 0); }
+  __device__ bool keeps_raw() const { return kSpecial && kStates > 1 && p_.zoneout.rate[1] > 0; }
+  __device__ int64_t reserve_at(int64_t t, int64_t row, int64_t unit) const {
+    return ((at_.d * p_.T + t) * p_.B + row) * slots() * p_.H + unit;
+  }
+
+  // What reads h of this unit in a product reads it times this.
+  __device__ A h_factor(int64_t row, int64_t unit) const {
+    if (!kSpecial || !p_.h_mask) return A(1);
+    return widen(as<E>(p_.h_mask)[(at_.d * p_.B + row) * p_.H + unit]);
+  }
+  __device__ Noise noise(int64_t t, int64_t row, int64_t unit) const {
+    Noise found{};
+    if constexpr (kSpecial) {
+      found.factor = h_factor(row, unit);
+      for (int q = 0; q < kStates; ++q) found.share[q] = zoneout_share<A>(p_.zoneout, q, at_.d, t, row, unit);
+    }
+    return found;
+  }
 
   // The states [D, B, H] that this CTA owns; zero where there are none.
   __device__ void fill_states(const void* const (&given)[2]) {

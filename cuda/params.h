@@ -3,6 +3,8 @@
 // strides are in elements; a null pointer means "absent".
 #include <stdint.h>
 
+#include "../csrc/noise.h"
+
 namespace fastrnn {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxCtas = 256;  // that share one slice of the batch
@@ -31,14 +33,19 @@ struct CudaLayer {
   const int64_t* lengths;     // [B], clamped to [0, T]; null = all T
   const uint8_t* reset_mask;  // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
-  void* y;  // [T, B, D*H]
+  Zoneout zoneout;
+  const void* h_mask;  // [D, B, H] factors of h where the recurrent product reads it; null = none
+  void* y;             // [T, B, D*H]
   int64_t y_stride_t, y_stride_b;
-  void* reserve;           // [D, T, B, slots, H], slots = kSaved gates, then the states beyond h; null = inference
+  void* reserve;           // [D, T, B, slots, H], see LayerRun::slots(); null = inference
   void* workspace;         // see workspace_bytes()
   uint32_t* error;         // set to 1 when a wait ran out of time
   uint64_t wait_limit_ns;  // of one wait; 0 makes every wait fail
   int64_t first, last;     // exchanges [first, last) of this launch: all of them, or one (stepwise)
   Geometry geometry;
+
+  // Whether the kernels that know regularisers have to run.
+  bool special() const { return zoneout.any() || h_mask; }
 };
 
 struct CudaForward : CudaLayer {
@@ -51,10 +58,14 @@ struct CudaBackward : CudaLayer {
   const void* dy;  // [T, B, D*H], null = zero
   int64_t dy_stride_t, dy_stride_b;
   const void* dstates_out[2];  // null = zero
-  void* dgx;                   // [T, B, D*G*H] gradient of gx; zero beyond the lengths
-  void* dgr;                   // the same of the recurrent part; null where a cell's are equal
-  void* dvectors;              // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
-  void* h_prev;                // [T, B, D*H] the h that entered each step; zero beyond the lengths
-  void* dstates_in[2];         // null = not wanted
+  const void* dc;              // [T, B, D*H] gradient of c of every step, null = zero
+  int64_t dc_stride_t, dc_stride_b;
+  void* dgx;            // [T, B, D*G*H] gradient of gx; zero beyond the lengths
+  void* dgr;            // the same of the recurrent part; null where a cell's are equal
+  void* dvectors;       // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
+  void* h_prev;         // [T, B, D*H] the h that entered each step; zero beyond the lengths
+  void* dstates_in[2];  // null = not wanted
+
+  bool special() const { return CudaLayer::special() || dc; }
 };
 }  // namespace fastrnn

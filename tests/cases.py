@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fastrnn import _core, ops, reference
+from fastrnn._noise import Noise, Rates
 
 CELLS = list(_core.CELLS)
 WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]  # these can be projected
@@ -122,22 +123,40 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
     return Inputs(cell, case, x, states, weights, lengths, reset, names)
 
 
-def kernel(i: Inputs, **options) -> dict[str, torch.Tensor]:
-    """Outputs of the compiled layer, by name."""
-    y, states = ops.rnn_layer(
+def kernel(i: Inputs, states: bool = False, **options) -> dict[str, torch.Tensor]:
+    """Outputs of the compiled layer, by name; with states also c of every step, `cs`."""
+    keep = ops.Keep() if states else None
+    y, last = ops.rnn_layer(
         i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask,
-        directions=i.case.D, batch_first=i.case.batch_first, **options,
+        directions=i.case.D, batch_first=i.case.batch_first, keep=keep, **options,
     )  # fmt: skip
-    return dict(zip(("y", "h", "c"), (y, *states)))
+    return dict(zip(("y", "h", "c", "cs"), (y, *last, *([keep.c] if states else []))))
 
 
-def oracle(i: Inputs, noise=None) -> dict[str, torch.Tensor]:
+def oracle(i: Inputs, noise: Noise | None = None, states: bool = False) -> dict[str, torch.Tensor]:
     """The same by reference.layer()."""
     x, mask = i.x, i.reset_mask
     if i.case.batch_first:
         x, mask = x.transpose(0, 1), None if mask is None else mask.t()
-    y, states = reference.layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise)
-    return dict(zip(("y", "h", "c"), (y.transpose(0, 1) if i.case.batch_first else y, *states)))
+    if noise is not None and noise.h_mask is not None:
+        noise = noise._replace(h_mask=noise.h_mask.to(x.dtype))
+    y, last, *cs = reference.layer(
+        i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise, return_states=states
+    )
+    y, *cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, *cs))
+    return dict(zip(("y", "h", "c", "cs"), (y, *last, *cs)))
+
+
+def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype, recurrent_dropout: bool = True) -> Noise:
+    """Every regulariser that the cell can have, or in inference the expectation of those that act then."""
+    zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
+    if cell.endswith("_norm"):
+        zoneout = (0.0, 0.0)
+    mask = None
+    if training and recurrent_dropout and _core.CELLS[cell]["product"]:
+        rates = Rates(recurrent_dropout=0.25, seed=5)
+        mask = rates.of_layer(0, True, torch.ones(1, dtype=dtype), case.B, case.P or case.H, case.D).h_mask
+    return Noise(0xFEDCBA9876543210, zoneout, training, mask)
 
 
 def gradients(i: Inputs, outputs: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:

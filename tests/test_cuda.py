@@ -84,9 +84,9 @@ def on(device: str, inputs: cases.Inputs) -> cases.Inputs:
     )
 
 
-def results(inputs: cases.Inputs, schedule: str = "") -> dict[str, torch.Tensor]:
+def results(inputs: cases.Inputs, schedule: str = "", **options) -> dict[str, torch.Tensor]:
     """Outputs and gradients by name, on the CPU."""
-    out = cases.kernel(inputs, schedule=schedule)
+    out = cases.kernel(inputs, schedule=schedule, **options)
     generator = torch.Generator().manual_seed(1)
     ups = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in out.values()]
     found = torch.autograd.grad(list(out.values()), list(inputs), ups)
@@ -135,6 +135,71 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
     assert all(torch.equal(inference[name].cpu(), got[name]) for name in inference)
 
 
+# Regularisers and gradients of c of every step run in kernels of their own: every cell in every schedule once, the other
+# element types, options and expectations with cells that differ in kind.
+SPECIAL = [
+    *itertools.product(
+        SCHEDULES, [c for c in CELLS if c not in SAME_BUT_FOR_AN_ACTIVATION], CASES[2:3], [torch.float32]
+    ),
+    *itertools.product(SCHEDULES, ["lstm_peephole", "gru_reset_before"], CASES[1:2], [torch.float32]),
+    *itertools.product(("cluster", "stepwise"), ["lstm"], cases.PROJECTED[1:2], [torch.float32]),
+    *(
+        (schedule, cell, CASES[2], dtype)
+        for dtype in list(TOLERANCE)[1:]
+        for schedule, cell in itertools.product(schedules_for(dtype), ["lstm", "gru", "gru_reset_before"])
+    ),
+]
+SPECIAL = [(*of, True) for of in SPECIAL] + [
+    (*of, False) for of in itertools.product(SCHEDULES, ["lstm", "gru_reset_before"], CASES[2:3], [torch.float32])
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "case", "dtype", "training"),
+    SPECIAL,
+    ids=[f"{s}-{c}-{k}-{str(d)[6:]}-{'training' if t else 'eval'}" for s, c, k, d, t in SPECIAL],
+)
+def test_regularisers_and_states_match_oracle(device, schedule, cell, case, dtype, training):
+    inputs = cases.make(cell, case, dtype)
+    noise, states = cases.noise_for(cell, case, training, dtype, not case.P), cell in cases.WITH_C
+    exact = inputs.to(torch.float64)
+    want = cases.oracle(exact, noise, states)
+    want |= cases.gradients(exact, want)
+    own = on(device, inputs)
+    if noise.h_mask is not None:
+        noise = noise._replace(h_mask=noise.h_mask.to(device))
+    got = results(own, schedule, noise=noise, states=states)
+    for kind, chosen in (("output", lambda name: name[0] != "d"), ("gradient", lambda name: name[0] == "d")):
+        cases.assert_close(*({k: v for k, v in of.items() if chosen(k)} for of in (got, want)), TOLERANCE[dtype][kind])
+    with torch.no_grad():
+        inference = cases.kernel(own, schedule=schedule, noise=noise, states=states)
+    assert all(torch.equal(inference[name].cpu(), got[name]) for name in inference)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_same_units_are_hit_as_on_the_cpu(device, schedule, cell):
+    inputs = cases.make(cell, Case(6, 9, 5, 40, D=2))
+    noise = cases.noise_for(cell, inputs.case, True, torch.float32)
+    own = on(device, inputs)
+    moved = noise._replace(h_mask=noise.h_mask.to(device))
+    keep, gates = ops.Keep(gates=True), {}
+    options = {"directions": 2, "noise": moved, "keep": keep}
+    y, _ = ops.rnn_layer(cell, own.x, own.weights, own.states, schedule=schedule, **options)
+    gates["cuda"], found = keep.gates, {"y": y, "c": keep.c}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backends, "kernels_of", lambda t: _backends._kernels)
+        y, _ = ops.rnn_layer(cell, inputs.x, inputs.weights, inputs.states, **options | {"noise": noise})
+    gates["cpu"], wanted = keep.gates, {"y": y, "c": keep.c}
+    cases.assert_close({"gates": gates["cuda"].cpu()}, {"gates": gates["cpu"]}, TOLERANCE[torch.float32]["output"])
+    for name, rate in zip(("y", "c"), noise.zoneout):
+        if found[name] is None:
+            continue
+        kept = [(t[1:] == t[:-1]).cpu() for t in (found[name], wanted[name])]
+        assert torch.equal(*kept), name
+        assert abs(kept[0].double().mean() - rate) < 0.05, name
+
+
 MIXED = Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3)
 
 
@@ -144,9 +209,14 @@ MIXED = Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3)
 def test_any_order_of_threads_gives_the_same_bits(host, schedule, cell, dtype):
     inputs = cases.make(cell, MIXED, dtype)
     first = results(inputs, schedule)
+    noise = cases.noise_for(cell, MIXED, True, dtype)
+    special = results(inputs, schedule, noise=noise)
     for seed in range(1, 9):
         host.set_seed(seed)
         again = results(inputs, schedule)
+        if seed == 8:
+            other = results(inputs, schedule, noise=noise)
+            assert all(torch.equal(other[name], special[name]) for name in special)
         assert all(torch.equal(again[name], first[name]) for name in first), seed
 
 
@@ -266,24 +336,30 @@ def test_a_schedule_that_cannot_run_is_refused(cuda_host):
 # ---- through the modules
 
 
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.3, "recurrent_dropout": 0.2, "weight_dropout": 0.1}], ids=str)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_modules_on_both_engines_agree(device, kind):
+def test_modules_on_both_engines_agree(device, kind, options):
     def build():
         torch.manual_seed(3)
-        return getattr(nn, kind)(5, 20, num_layers=2, bidirectional=True, batch_first=True)
+        return getattr(nn, kind)(5, 20, num_layers=2, bidirectional=True, batch_first=True, **options)
 
     module, x = build().to(device), torch.randn(3, 6, 5)
     own, lengths = x.to(device).requires_grad_(), [6, 0, 3]
-    y, _ = module(own, lengths=lengths)
-    y.square().sum().backward()
+
+    def loss(module, x):
+        torch.manual_seed(4)  # of the regularisers
+        y, _, states = module(x, lengths=lengths, return_states=True)
+        sum(t.square().sum() for t in (y, *states.c)).backward()
+        return y
+
+    y = loss(module, own)
     found = {"y": y, "x": own.grad} | {n: p.grad for n, p in module.named_parameters()}
     with torch.no_grad():
         exact = build().double()
     wide = x.detach().double().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backends, "kernels_of", lambda t: _backends._kernels)
-        want, _ = exact(wide, lengths=lengths)
-        want.square().sum().backward()
+        want = loss(exact, wide)
     wanted = {"y": want, "x": wide.grad} | {n: p.grad for n, p in exact.named_parameters()}
     cases.assert_close({k: v.cpu() for k, v in found.items()}, wanted, 4e-5)
 
@@ -333,12 +409,16 @@ def test_padding_may_hold_nan(device):
             assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "options"), [("LSTM", {"proj_size": 3}), ("LSTM", {"num_layers": 2}), ("GRU", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("LSTM", {"proj_size": 3}), ("LSTM", {"num_layers": 2}), ("LSTM", {"zoneout": (0.2, 0.4)}), ("GRU", {})],
+)
 def test_stepper_follows_the_module(device, kind, options):
-    module = getattr(nn, kind)(4, 8, **options).to(device)
+    module = getattr(nn, kind)(4, 8, **options).to(device).eval()
     n = len(module.all_weights[0])
     layers = [(*w[:4], w[4] if n == 5 else None) for w in module.all_weights]
-    step, x = DeviceStepper(module._cell(), layers, batch_size=2), torch.randn(5, 2, 4, device=device)
+    zoneout = options.get("zoneout", (0.0, 0.0))
+    step, x = DeviceStepper(module._cell(), layers, 2, zoneout), torch.randn(5, 2, 4, device=device)
     y, _ = module(x)
     for t in range(3):
         torch.testing.assert_close(step(x[t]), y[t], atol=1e-6, rtol=1e-5)
@@ -384,6 +464,15 @@ def test_what_the_machine_lacks_is_named(host):
     host.set_old_driver(True)
     assert host.error() == "cudaError: the emulated driver is too old"
     assert host.device_count() == 0
+
+
+def test_what_the_engine_lacks_is_named(host):
+    with pytest.raises(NotImplementedError, match="lstm: layer_norm has no CUDA kernels, expected tensors on cpu"):
+        nn.LSTM(4, 8, layer_norm=True)(torch.ones(3, 2, 4))
+    with pytest.raises(
+        NotImplementedError, match="lstm: recurrent_dropout with a projection is not implemented on cuda, expected 0"
+    ):
+        nn.LSTM(4, 8, proj_size=3, recurrent_dropout=0.1)(torch.ones(3, 2, 4))
 
 
 def test_lengths_are_clamped(host):

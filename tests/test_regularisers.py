@@ -10,8 +10,8 @@ import cases  # noqa: E402
 from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
-from fastrnn import _core, _noise, functional, nn  # noqa: E402
-from fastrnn._noise import Noise, hits  # noqa: E402
+from fastrnn import _noise, functional, nn  # noqa: E402
+from fastrnn._noise import hits  # noqa: E402
 
 I, H = 5, 17
 CASES = [
@@ -23,29 +23,14 @@ CASES = [
 EVERY = [(cell, case) for cell in CELLS for case in CASES if not case.P or cell in WITH_C]
 
 
-def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype) -> Noise:
-    zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
-    if cell.endswith("_norm"):
-        zoneout = (0.0, 0.0)
-    mask = None
-    if training and _core.CELLS[cell]["product"]:
-        rates = _noise.Rates(recurrent_dropout=0.25, seed=5)
-        mask = rates.of_layer(0, True, torch.ones(1, dtype=dtype), case.B, case.P or case.H, case.D).h_mask
-    return Noise(0xFEDCBA9876543210, zoneout, training, mask)
-
-
-def oracle(i: cases.Inputs, noise: Noise) -> dict[str, torch.Tensor]:
-    return cases.oracle(i, noise if noise.h_mask is None else noise._replace(h_mask=noise.h_mask.double()))
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("cell", "case"), EVERY, ids=[f"{cell}-{case}" for cell, case in EVERY])
 def test_matches_oracle(isa, cell, case, dtype, training):
     inputs = cases.make(cell, case, dtype)
     exact = inputs.to(torch.float64)
-    noise = noise_for(cell, case, training, dtype)
-    want, got = oracle(exact, noise), cases.kernel(inputs, noise=noise)
+    noise = cases.noise_for(cell, case, training, dtype)
+    want, got = cases.oracle(exact, noise), cases.kernel(inputs, noise=noise)
     cases.assert_close(got, want, TOLERANCE[dtype]["output"])
     cases.assert_close(cases.gradients(inputs, got), cases.gradients(exact, want), TOLERANCE[dtype]["gradient"])
     with torch.no_grad():
@@ -59,7 +44,7 @@ def test_matches_oracle(isa, cell, case, dtype, training):
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads_and_schedules_give_the_same_bits(isa, cell):
     case = Case(9, 13, 5, 64, D=2, ragged=True, reset=0.2)
-    inputs, noise = cases.make(cell, case), noise_for(cell, case, True, torch.float32)
+    inputs, noise = cases.make(cell, case), cases.noise_for(cell, case, True, torch.float32)
     first = None
     for schedule in ("batch_split", "hidden_split"):
         for n in (1, 2, 3):
@@ -73,14 +58,14 @@ def test_threads_and_schedules_give_the_same_bits(isa, cell):
 def test_second_derivative(cell):
     case = Case(3, 2, 2, 3, D=2, ragged=True)
     inputs = cases.make(cell, case, torch.float64)
-    noise = noise_for(cell, case, True, torch.float64)
+    noise = cases.noise_for(cell, case, True, torch.float64)
 
     def second(outputs):
         value = sum((o**3).sum() for o in outputs.values())
         (g,) = torch.autograd.grad(value, inputs.x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), list(inputs), materialize_grads=True)
 
-    for got, want in zip(second(cases.kernel(inputs, noise=noise)), second(oracle(inputs, noise))):
+    for got, want in zip(second(cases.kernel(inputs, noise=noise)), second(cases.oracle(inputs, noise))):
         assert torch.allclose(got, want, atol=1e-11)
 
 
@@ -89,6 +74,10 @@ def test_masks_are_the_numbers_of_the_oracle(isa, dtype):
     for p, units in ((0.0, 5), (0.25, 1), (0.5, 33), (0.7, 64), (1.0, 17)):
         mask = _noise.dropout_mask(2**64 - 3, 9, 40, units, p, torch.ones(1, dtype=dtype))
         assert torch.equal(mask == 0, hits(2**64 - 3, 9, 40, 1, units, p)[:, 0])
+        on_device = _noise._mask_on_device(
+            2**64 - 3, 9, 40, units, p, torch.float64 if dtype is torch.float64 else torch.float32, mask.device
+        )
+        assert torch.equal(mask, on_device.to(dtype))
         assert mask.dtype is dtype and torch.allclose(
             mask[mask != 0].double(), torch.tensor(1 / (1 - min(p, 0.99))).double(), rtol=1e-2
         )

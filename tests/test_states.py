@@ -10,7 +10,7 @@ import cases  # noqa: E402
 from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
-from fastrnn import nn, ops, reference  # noqa: E402
+from fastrnn import _kernels, nn, ops  # noqa: E402
 
 I, H = 5, 17
 CASES = [
@@ -20,43 +20,25 @@ CASES = [
 ]
 
 
-def outputs(i: cases.Inputs, layer) -> dict[str, torch.Tensor]:
-    """y, h, c and c of every step."""
-    if layer is reference.layer:
-        x, mask = i.x, i.reset_mask
-        if i.case.batch_first:
-            x, mask = x.transpose(0, 1), None if mask is None else mask.t()
-        y, last, cs = layer(i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, None, True)
-        y, cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, cs))
-    else:
-        keep = ops.Keep()
-        y, last = layer(
-            i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask, directions=i.case.D,
-            batch_first=i.case.batch_first, keep=keep,
-        )  # fmt: skip
-        cs = keep.c
-    return dict(zip(("y", "h", "c", "cs"), (y, *last, cs)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("cell", WITH_C)
 def test_c_of_every_step_matches_oracle(isa, cell, case, dtype):
     inputs = cases.make(cell, case, dtype)
     exact = inputs.to(torch.float64)
-    want, got = outputs(exact, reference.layer), outputs(inputs, ops.rnn_layer)
+    want, got = cases.oracle(exact, states=True), cases.kernel(inputs, states=True)
     cases.assert_close(got, want, TOLERANCE[dtype]["output"])
     cases.assert_close(cases.gradients(inputs, got), cases.gradients(exact, want), TOLERANCE[dtype]["gradient"])
     with torch.no_grad():
-        cases.assert_close(outputs(inputs, ops.rnn_layer), want, TOLERANCE[dtype]["output"])
+        cases.assert_close(cases.kernel(inputs, states=True), want, TOLERANCE[dtype]["output"])
 
 
 @pytest.mark.parametrize("cell", WITH_C)
 def test_second_derivative(cell):
     inputs = cases.make(cell, Case(3, 2, 2, 3, D=2, ragged=True), torch.float64)
     found = []
-    for layer in (ops.rnn_layer, reference.layer):
-        value = (outputs(inputs, layer)["cs"] ** 3).sum()
+    for layer in (cases.kernel, cases.oracle):
+        value = (layer(inputs, states=True)["cs"] ** 3).sum()
         (g,) = torch.autograd.grad(value, inputs.x, create_graph=True)
         found.append(torch.autograd.grad(g.square().sum(), list(inputs)))
     assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*found))
@@ -130,6 +112,13 @@ def test_what_is_returned_is_the_callers_own(grad):
             keep.c.fill_(7)
             keep.gates.fill_(7)
         assert all(map(torch.equal, torch.autograd.grad(y.sum(), list(inputs)), want))
+
+
+def test_the_check_beside_every_call_knows_them(monkeypatch):
+    monkeypatch.setattr(_kernels, "CHECK", True)
+    inputs = cases.make("lstm", CASES[0])
+    out = cases.kernel(inputs, states=True)
+    cases.gradients(inputs, out)
 
 
 def test_zoneout_keeps_the_states_that_are_returned():

@@ -14,14 +14,15 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _cuda_projection as projection
 from . import _kernels
+from ._cuda_products import Direction, input_gradient, project_input, weight_gradients
 from ._kernels import CELLS, sizes
+from ._noise import Noise
 
 DTYPES = {
     torch.float32: "float32",
@@ -30,6 +31,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 _LOG = os.environ.get("FASTRNN_LOG") == "1"
+_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_core
 _FORCED = os.environ.get("FASTRNN_CUDA_SCHEDULE", "")
 
 
@@ -49,9 +51,11 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
     return module().plan(cell, DTYPES[dtype], B, H, D, backward, schedule or _FORCED, device)
 
 
-def reserve_shape(cell: str, T: int, B: int, H: int, P: int, directions: int) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it. See _split()."""
-    return directions, T, B, CELLS[cell][2] + (P > 0), H
+def reserve_shape(
+    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
+) -> tuple[int, ...]:
+    """As _kernels.reserve_shape(), without padding; what belongs to a projection comes after the rest, see _split()."""
+    return *_kernels.reserve_shape(cell, T, B, H, P, directions, noise)[:-1], H
 
 
 def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,16 +63,6 @@ def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
     D, T, B, slots, H = reserve.shape
     kept, m = reserve.view(-1).split((D * T * B * (slots - 1) * H, D * T * B * H))
     return kept, m.view(T * B, D * H)
-
-
-class _Direction(NamedTuple):
-    """The weights of one direction."""
-
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    w_hr: Tensor | None
 
 
 def prepare_any(
@@ -87,7 +81,7 @@ def prepare_any(
     for k in range(0, len(weights), n):
         w = [_dense(t) for t in weights[k : k + n]]
         b_ih, b_hh = w[2:4] if n >= 4 else (None, None)
-        ways.append(_Direction(w[0], w[1], b_ih, b_hh, w[-1] if n & 1 else None))
+        ways.append(Direction(w[0], w[1], b_ih, b_hh, w[-1] if n & 1 else None))
     return _dense(x), [_dense(s) for s in (h0, c0)[: CELLS[cell][1]]], ways
 
 
@@ -115,8 +109,12 @@ def _by_direction(t: Tensor | None, D: int, batch_first: bool) -> Sequence[Tenso
 class _Recurrence:
     """The serial part of a layer: calls of the kernels, which know no input and no projection."""
 
-    def __init__(self, cell: str, x: Tensor, ways, rows, shape: tuple, batch_first: bool, schedule: str):
+    def __init__(
+        self, cell: str, x: Tensor, ways, rows, shape: tuple, batch_first: bool, schedule: str, noise: Noise | None
+    ):
         self.cell, self.x, self.shape, self.batch_first, self.schedule = cell, x, shape, batch_first, schedule
+        self.noise = _QUIET if noise is None else noise.for_core()
+        self._h_mask = None if noise is None else noise.h_mask  # keeps its memory
         lengths, self.reset_mask = rows
         self.lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
         # A single step sees only h0, which the projected input has taken in: a stepper need not multiply matrices.
@@ -142,7 +140,7 @@ class _Recurrence:
         layer = module().Layer(
             self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [_address(s) for s in states],
             _address(self.lengths), _address(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
-            y.data_ptr(), *_strides(y, self.batch_first), _address(reserve), workspace.data_ptr(),
+            y.data_ptr(), *_strides(y, self.batch_first), _address(reserve), workspace.data_ptr(), self.noise,
         )  # fmt: skip
         return layer, workspace
 
@@ -164,10 +162,11 @@ class _Recurrence:
         states: Sequence[Tensor | None],
         y: Tensor,
         reserve: Tensor,
+        dcs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], h before each step [T, B, D*H], the parts of
-        the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial states
-        [D, B, H]; above: those of the last states."""
+        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B, D*H],
+        the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial
+        states [D, B, H]; above: those of the last states; dcs: of c of every step."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
@@ -179,14 +178,12 @@ class _Recurrence:
         if B:
             plan, device, stream = self._plan(True)
             layer, _workspace = self._layer(plan, states, y, reserve)
-            if dy is not None and (dy.is_neg() or dy.stride(-1) != 1):
-                dy = _dense(dy)
+            dy, dcs = (_dense(d) if d is not None and (d.is_neg() or d.stride(-1) != 1) else d for d in (dy, dcs))
             above = [_dense(d) for d in above]
             module().rnn_backward(
                 layer, plan, device, stream, _address(dy), *_strides(dy, self.batch_first),
-                [_address(d) for d in above], dgx.data_ptr(), 0 if shared else dgr.data_ptr(), _address(dvectors),
-                h_prev.data_ptr(),
-                [d.data_ptr() for d in dstates],
+                [_address(d) for d in above], _address(dcs), *_strides(dcs, self.batch_first), dgx.data_ptr(),
+                0 if shared else dgr.data_ptr(), _address(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
             )  # fmt: skip
         return dgx, dgr, h_prev, dvectors, dstates
 
@@ -206,30 +203,36 @@ def forward(
     threads: int,
     training: bool,
     whole_reserve: bool = False,
-    noise: None = None,
+    noise: Noise | None = None,
+    backprop: None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As _kernels.forward(); `threads` is for CPUs, and so is noise, which ops.rnn_layer() refuses here."""
+    """As _kernels.forward(); `threads` is for CPUs."""
     if cell not in module().CELLS:
         raise NotImplementedError(
             f"{_kernels.function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu"
         )
     dense, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
+    if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
+        raise NotImplementedError(
+            f"{_kernels.function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
+        )
     D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
     y = x.new_empty(*before, D * (P or H))
     reserve = None
     if training:
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
-        reserve = new(reserve_shape(cell, T, B, H, P, D))
-    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule)
-    gx = _project_input(dense, ways)
+        reserve = new(reserve_shape(cell, T, B, H, P, D, noise))
+    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise)
+    gx = project_input(dense, ways)
     if P:
         last = _projected_forward(recurrence, gx, states, ways, y, reserve)
     else:
         last = recurrence.forward(gx, states, y, reserve)
     h, c = last[0], last[1] if len(last) > 1 else None
     if _kernels.CHECK:
-        _kernels.check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first), (y, h, c))
+        args = (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise)
+        _kernels.check_forward(cell, args, (y, h, c))
     return y, h, c, reserve
 
 
@@ -237,7 +240,7 @@ def _projected_forward(
     recurrence: _Recurrence,
     gx: Tensor,
     states: Sequence[Tensor | None],
-    ways: Sequence[_Direction],
+    ways: Sequence[Direction],
     y: Tensor,
     reserve: Tensor | None,
 ) -> list[Tensor]:
@@ -275,30 +278,45 @@ def backward(
     dc: Tensor | None,
     wanted: Sequence[bool],
     call: tuple | None = None,
-    noise: None = None,
-    dcs: None = None,
+    noise: Noise | None = None,
+    dcs: Tensor | None = None,
+    backprop: None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call`, `noise` and `dcs` are for CPUs."""
+    """As _kernels.backward(); `call` is for CPUs."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
-    recurrence = _Recurrence(cell, x, ways, (lengths, reset_mask), (T, B, I, H, directions), batch_first, schedule)
+    shape, rows = (T, B, I, H, directions), (lengths, reset_mask)
+    recurrence = _Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise)
     above, y, reserve = [dh, dc][: len(states)], _dense(y), _dense(reserve)
     if P:
-        found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted)
+        found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted, dcs)
     else:
-        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(dy, above, states, y, reserve)
-        found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
+        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(dy, above, states, y, reserve, dcs)
+        found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
         if any(wanted[3:]):
-            late = reserve if module().CELLS[cell]["late_gates"] else None
-            for own in _weight_gradients(recurrence, dense, dgx, dgr, h_prev, dvectors, late):
+            late = module().CELLS[cell]["late_gates"] * H
+            read = (late, reserve) if late else None
+            timed = dense.transpose(0, 1) if batch_first else dense
+            for own in weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors, read):
                 found += [g for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
     if _kernels.CHECK:
         inputs = (x, h0, c0, *weights)
+        above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
         _kernels.check_backward(
-            cell, inputs, (lengths, reset_mask, directions, batch_first), (dy, dh, dc), wanted, grads
+            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, None), above, wanted, grads
         )
     return grads
+
+
+def kept_states(
+    cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool, with_gates: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As _kernels.kept_states()."""
+    D, T, B, slots, H = reserve.shape
+    if len(weights) // D & 1:  # projected
+        reserve = _split(reserve)[0].view(D, T, B, slots - 1, H)
+    return _kernels.kept_states(cell, reserve, weights, lengths, batch_first, with_gates)
 
 
 def _projected_backward(
@@ -309,8 +327,9 @@ def _projected_backward(
     dy: Tensor | None,
     above: Sequence[Tensor | None],
     states: Sequence[Tensor | None],
-    ways: Sequence[_Direction],
+    ways: Sequence[Direction],
     wanted: Sequence[bool],
+    dcs: Tensor | None,
 ) -> list[Tensor]:
     """All gradients of a layer with projection; the formulas are in _cuda_projection.py."""
     (T, _, _, H, D), batch_first = recurrence.shape, recurrence.batch_first
@@ -322,72 +341,17 @@ def _projected_backward(
     dys = [projection.gradient_of_y(own_dy[d], dh[d], own_y[d], rows, d) for d in range(D)]
     dm = torch.cat([g @ way.w_hr for g, way in zip(dys, ways)], dim=-1)
     dm = dm.transpose(0, 1) if batch_first else dm
-    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(dm, [None, above[1]], [None, states[1]], m, kept)
+    above = [None, above[1]]
+    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(dm, above, [None, states[1]], m, kept, dcs)
     firsts = [projection.gradient_at_first(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
     dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
-    found = [_input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
+    found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
     if any(wanted[3:]):
         own_m = _by_direction(m, D, batch_first)
-        sums = _weight_gradients(recurrence, x, dgx, dgr, m_prev, dvectors, None)
+        x = x.transpose(0, 1) if batch_first else x
+        sums = weight_gradients(x, ways, recurrence.lengths, dgx, dgr, m_prev, dvectors, None)
         for d, (dw_ih, dR, *dbiases) in enumerate(sums):
             own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
             dw_hh, dw_hr = projection.weight_gradients(dR, *own)
             found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
     return found
-
-
-def _project_input(x: Tensor, ways: Sequence[_Direction]) -> Tensor:
-    """W_ih x + b_ih of all directions, with the first two dimensions of x."""
-    GH = ways[0].w_ih.shape[0]
-    gx = x.new_empty(*x.shape[:2], len(ways) * GH)
-    for way, out in zip(ways, gx.flatten(0, 1).chunk(len(ways), dim=1)):
-        flat, w = x.flatten(0, 1), way.w_ih.t()
-        torch.mm(flat, w, out=out) if way.b_ih is None else torch.addmm(way.b_ih, flat, w, out=out)
-    return gx
-
-
-def _input_gradient(dgx: Tensor, ways: Sequence[_Direction], batch_first: bool) -> Tensor:
-    w_ih = ways[0].w_ih if len(ways) == 1 else torch.cat([way.w_ih for way in ways])
-    dx = (dgx.flatten(0, 1) @ w_ih).unflatten(0, dgx.shape[:2])
-    return dx.transpose(0, 1).contiguous() if batch_first else dx
-
-
-def _weight_gradients(
-    recurrence: _Recurrence,
-    x: Tensor,
-    dgx: Tensor,
-    dgr: Tensor,
-    h_prev: Tensor,
-    dvectors: Tensor | None,
-    reserve: Tensor | None,
-) -> list[tuple[Tensor | None, ...]]:
-    """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
-
-    reserve: of a cell whose late gates multiplied something else than h; its last slot has it.
-    """
-    T, _, _, H, D = recurrence.shape
-    if recurrence.batch_first:
-        x = x.transpose(0, 1)
-    if recurrence.lengths is not None:  # padding may hold anything, also NaN, which a gradient of zero would not hide
-        beyond = torch.arange(T, device=x.device)[:, None] >= recurrence.lengths
-        x = x.masked_fill(beyond.unsqueeze(-1), 0)
-    x = x.flatten(0, 1)
-    grads = []
-    for d in range(D):
-        to_x, to_h, h = (t.flatten(0, 1).chunk(D, dim=1)[d] for t in (dgx, dgr, h_prev))
-        to_x, to_h = to_x.t(), to_h.t()
-        if not CELLS[recurrence.cell][4]:
-            dw_hh = to_h.new_empty(len(to_h), 0)
-        elif reserve is None:
-            dw_hh = to_h @ h
-        else:
-            early = to_h.shape[0] - module().CELLS[recurrence.cell]["late_gates"] * H
-            u = reserve[d, :, :, -1].flatten(0, 1)
-            dw_hh = torch.cat((to_h[:early] @ h, to_h[early:] @ u))
-        db_ih = db_hh = None
-        if recurrence.biases[d] is not None:
-            db_ih, db_hh = to_x.sum(1), to_h.sum(1)
-            if dvectors is not None:
-                db_hh = torch.cat((db_hh, dvectors.chunk(D, dim=2)[d].sum((0, 1))))
-        grads.append((to_x @ x, dw_hh, db_ih, db_hh))
-    return grads

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _checks
 from ._kernels import CELLS
 from ._layer_checks import check_like
+from ._noise import Rates
 from ._stack import Stack, run_batched
 
 
@@ -25,6 +26,7 @@ class DeviceStepper:
         layers: for each layer (w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] or None, w_hr [P, H] or None), all of
             one width.
         batch_size: rows B of every step.
+        zoneout: of h and c; a step takes the expectation.
 
     Example:
         >>> step = DeviceStepper("rnn_tanh", [(torch.ones(4, 3), torch.ones(4, 4), None, None, None)])
@@ -32,7 +34,13 @@ class DeviceStepper:
         torch.Size([1, 4])
     """
 
-    def __init__(self, cell: str, layers: Sequence[tuple[Tensor | None, ...]], batch_size: int = 1):
+    def __init__(
+        self,
+        cell: str,
+        layers: Sequence[tuple[Tensor | None, ...]],
+        batch_size: int = 1,
+        zoneout: tuple[float, float] = (0.0, 0.0),
+    ):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int):
             raise _checks.type_error("stepper", "batch_size", batch_size, "an int")
         _checks.check_size("stepper", "batch_size", "B", batch_size)
@@ -40,7 +48,8 @@ class DeviceStepper:
         w_ih, _, _, _, w_hr = layers[0]
         I, H, P = w_ih.shape[1], w_ih.shape[0] // CELLS[cell][0], 0 if w_hr is None else w_hr.shape[0]
         n = sum(w is not None for w in layers[0])
-        self._stack = Stack("stepper", cell, len(layers), 1, n, (I, H, P), False, 0.0)
+        rates = Rates(zoneout) if any(zoneout) else None
+        self._stack = Stack("stepper", cell, len(layers), 1, n, (I, H, P), False, 0.0, rates=rates)
         self._weights = [w.detach().clone() for layer in layers for w in layer if w is not None]
         widths = (P or H, H)[: CELLS[cell][1]]
         self._states = tuple(w_ih.detach().new_zeros(len(layers), batch_size, width) for width in widths)

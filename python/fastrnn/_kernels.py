@@ -413,17 +413,19 @@ def backward(
     found = [g for g in grads if g is not None]
     if CHECK:
         inputs = (x, h0, c0, *weights)
-        rest = (lengths, reset_mask, directions, batch_first, noise, dcs is not None, backprop)
-        check_backward(cell, inputs, rest, (dy, dh, dc), dcs, wanted, found)
+        above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
+        rest = (lengths, reset_mask, directions, batch_first, noise, backprop)
+        check_backward(cell, inputs, rest, above, wanted, found)
     return found
 
 
 def kept_states(
-    cell: str, reserve: Tensor, H: int, lengths: Tensor | None, batch_first: bool, with_gates: bool
+    cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool, with_gates: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the gates
     after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths."""
     G, S, slots, *_ = CELLS[cell]
+    H = weights[0].shape[0] // G
     kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)
     first = slots - (S - 1)
     # Copies: backward still reads the reserve, and the caller may write into what he gets.
@@ -505,16 +507,14 @@ def _check_backward_here(
     inputs: Sequence,
     options: tuple,
     douts: Sequence,
-    dcs: Tensor | None,
     wanted: Sequence[bool],
     got: Sequence[Tensor],
 ) -> None:
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
         x, h0, c0, *weights = inputs
-        lengths, reset_mask, *options = options
-        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options)
-        douts = (*douts[: CELLS[cell][1] + 1], *(() if dcs is None else (dcs,)))
+        lengths, reset_mask, *options, backprop = options
+        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options, len(douts) == 4, backprop)
         pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
         chosen = [t for t, want in zip(inputs, wanted) if want]
         want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)

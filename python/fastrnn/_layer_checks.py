@@ -129,6 +129,10 @@ def check_states(
 
 def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: bool, batch_first: bool) -> None:
     """Raises unless the options of backward suit x, the cell and what else the caller wants."""
+    if getattr(x, "is_cuda", False):
+        raise NotImplementedError(
+            f"{function}: checkpoint_every, grad_clip and detach_mask are not implemented on {x.device.type}, expected none"
+        )
     if keeps and options.checkpoint_every:
         raise ValueError(
             f"{function}: return_states is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "

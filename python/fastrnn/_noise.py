@@ -1,6 +1,6 @@
 """Random numbers of the regularisers: a function of a seed and of a place, the same on every backend (csrc/noise.h).
 
-hits() restates them for the oracle.
+hits() restates them for the oracle and for dropout on GPUs.
 
 >>> bool((hits(7, 0, 3, 2, 5, 0.5) == hits(7, 0, 3, 2, 5, 0.5)).all())
 True
@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -81,16 +82,27 @@ class Rates(NamedTuple):
 def dropout_mask(seed: int, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:
     """Factors [rows, units] in the dtype and on the device of `like`: 0 with probability p, else 1 / (1 - p)."""
     dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    if not like.is_cpu:
+        return _mask_on_device(seed, stream, rows, units, p, dtype, like.device).to(like)
     mask = torch.empty(rows, units, dtype=dtype)
     _core.dropout_mask(mask.element_size(), seed, stream, rows, units, p, mask.data_ptr())
     return mask.to(like)
 
 
-def hits(seed: int, stream: int, T: int, B: int, units: int, rate: float) -> Tensor:
+def _mask_on_device(
+    seed: int, stream: int, rows: int, units: int, p: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The same numbers where they are needed: a copy from the host would wait for the device."""
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return hits(seed, stream, rows, 1, units, p, device)[:, 0].logical_not().to(dtype).mul_(scale)
+
+
+def hits(seed: int, stream: int, T: int, B: int, units: int, rate: float, device: torch.device | str = "cpu") -> Tensor:
     """Which units are hit, with probability `rate`, at each time and row: bool [T, B, units]."""
-    key = _mix64(torch.arange(T) + _as_signed(_mix64_int((seed + _GOLDEN * (stream + 1)) & _64)))
-    key = _mix64(key[:, None] + torch.arange(B))[..., None]
-    first = _mix32((torch.arange(units) + (key & _32)) & _32)
+    count = partial(torch.arange, device=device)
+    key = _mix64(count(T) + _as_signed(_mix64_int((seed + _GOLDEN * (stream + 1)) & _64)))
+    key = _mix64(key[:, None] + count(B))[..., None]
+    first = _mix32((count(units) + (key & _32)) & _32)
     bits = _mix32(first ^ (_shift(key, 32)))
     return bits < (_32 if rate >= 1 else int(rate * 2.0**32))
 

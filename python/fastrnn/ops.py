@@ -83,8 +83,8 @@ class Keep:
     def states(
         self, cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        H = weights[0].shape[0] // CELLS[cell][0]
-        return _kernels.kept_states(cell, reserve, H, lengths, batch_first, self._with_gates)
+        kernels = _backends.kernels_of(reserve)
+        return kernels.kept_states(cell, reserve, weights, lengths, batch_first, self._with_gates)
 
 
 def _restated_gradients(
@@ -176,8 +176,8 @@ def rnn_layer(
             "stepwise", force one.
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
-        noise: zoneout and recurrent dropout of this call, on CPUs, outside of torch.compile and torch.func.
-        backprop: how gradients are computed, where noise works.
+        noise: zoneout and recurrent dropout of this call, outside of torch.compile and torch.func.
+        backprop: how gradients are computed, on CPUs, where noise works.
         keep: gets the states of every step, where noise works.
 
     Returns:
@@ -202,9 +202,8 @@ def rnn_layer(
         check_backprop(function or function_of(cell), cell, x, backprop, keep is not None, batch_first)
         backprop = backprop if _grad_enabled() else None
     special = noise is not None or keep is not None or backprop is not None
-    if special and (watched or not getattr(x, "is_cpu", True)):
-        place = f"on {x.device.type}" if not x.is_cpu else "inside torch.compile, torch.export and torch.func"
-        _refuse(function or function_of(cell), special, place)
+    if watched:
+        _refuse(function or function_of(cell), special, "inside torch.compile, torch.export and torch.func")
     if noise is not None and any(noise.zoneout) and cell in _kernels.NORMALISED:
         raise ValueError(
             f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"

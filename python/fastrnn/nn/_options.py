@@ -60,10 +60,7 @@ def make_stepper(
         return Stepper(cell, layers, batch_size, "torch", zoneout)
     from .._device_stepper import DeviceStepper
 
-    if any(zoneout):
-        raise NotImplementedError("stepper: zoneout is not implemented on cuda, expected 0")
-
-    return DeviceStepper(cell, layers, batch_size)
+    return DeviceStepper(cell, layers, batch_size, zoneout)
 
 
 def check_nonlinearity(name: str, nonlinearity: object) -> None:

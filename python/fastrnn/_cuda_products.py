@@ -1,0 +1,75 @@
+"""The long products of a CUDA layer, over all its steps at once, by torch (cuBLAS): what the serial part leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Direction(NamedTuple):
+    """The weights of one direction."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+
+def project_input(x: Tensor, ways: Sequence[Direction]) -> Tensor:
+    """W_ih x + b_ih of all directions, with the first two dimensions of x."""
+    GH = ways[0].w_ih.shape[0]
+    gx = x.new_empty(*x.shape[:2], len(ways) * GH)
+    for way, out in zip(ways, gx.flatten(0, 1).chunk(len(ways), dim=1)):
+        flat, w = x.flatten(0, 1), way.w_ih.t()
+        torch.mm(flat, w, out=out) if way.b_ih is None else torch.addmm(way.b_ih, flat, w, out=out)
+    return gx
+
+
+def input_gradient(dgx: Tensor, ways: Sequence[Direction], batch_first: bool) -> Tensor:
+    w_ih = ways[0].w_ih if len(ways) == 1 else torch.cat([way.w_ih for way in ways])
+    dx = (dgx.flatten(0, 1) @ w_ih).unflatten(0, dgx.shape[:2])
+    return dx.transpose(0, 1).contiguous() if batch_first else dx
+
+
+def weight_gradients(
+    x: Tensor,
+    ways: Sequence[Direction],
+    lengths: Tensor | None,
+    dgx: Tensor,
+    dgr: Tensor,
+    h_prev: Tensor,
+    dvectors: Tensor | None,
+    late: tuple[int, Tensor] | None,
+) -> list[tuple[Tensor | None, ...]]:
+    """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
+
+    x: [T, B, I]. late: of a cell whose late gates multiplied something else than h, how many rows of its weights these are,
+    and the reserve, whose last slot has it.
+    """
+    T, D = x.shape[0], len(ways)
+    if lengths is not None:  # padding may hold anything, also NaN, which a gradient of zero would not hide
+        beyond = torch.arange(T, device=x.device)[:, None] >= lengths
+        x = x.masked_fill(beyond.unsqueeze(-1), 0)
+    x = x.flatten(0, 1)
+    grads = []
+    for d in range(D):
+        to_x, to_h, h = (t.flatten(0, 1).chunk(D, dim=1)[d] for t in (dgx, dgr, h_prev))
+        to_x, to_h = to_x.t(), to_h.t()
+        if not ways[d].w_hh.shape[1]:  # no product
+            dw_hh = to_h.new_empty(len(to_h), 0)
+        elif late is None:
+            dw_hh = to_h @ h
+        else:
+            early, u = to_h.shape[0] - late[0], late[1][d, :, :, -1].flatten(0, 1)
+            dw_hh = torch.cat((to_h[:early] @ h, to_h[early:] @ u))
+        db_ih = db_hh = None
+        if ways[d].b_hh is not None:
+            db_ih, db_hh = to_x.sum(1), to_h.sum(1)
+            if dvectors is not None:
+                db_hh = torch.cat((db_hh, dvectors.chunk(D, dim=2)[d].sum((0, 1))))
+        grads.append((to_x @ x, dw_hh, db_ih, db_hh))
+    return grads
