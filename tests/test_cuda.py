@@ -524,14 +524,22 @@ class TestDevice:
         torch.cuda.synchronize()
         assert torch.equal(y, want)
 
-    def test_nothing_synchronises(self):
-        module = nn.GRU(16, 64).cuda()
+    @pytest.mark.parametrize(
+        "options", [{}, {"zoneout": 0.1, "recurrent_dropout": 0.1, "weight_dropout": 0.1}], ids=str
+    )
+    def test_nothing_synchronises(self, options):
+        module = nn.LSTM(16, 64, **options).cuda()
         x, lengths = torch.randn(8, 4, 16, device="cuda"), torch.tensor([8, 3, 0, 5], device="cuda")
-        module(x, lengths=lengths)[0].sum().backward()
+
+        def call():
+            y, _, states = module(x, lengths=lengths, return_states=True, return_gates=True)
+            (y.sum() + states.c[0].sum()).backward()
+
+        call()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            module(x, lengths=lengths)[0].sum().backward()
+            call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

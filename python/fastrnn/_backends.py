@@ -13,7 +13,7 @@ from . import _cuda_kernels, _kernels
 
 
 def kernels_of(x: Tensor) -> ModuleType:
-    """The module whose prepare_any(), forward(), backward() and reserve_shape() run layers on the device of x."""
+    """The module that runs layers on the device of x; both modules have the same functions."""
     return _cuda_kernels if x.is_cuda else _kernels
 
 
