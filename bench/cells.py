@@ -1,5 +1,5 @@
-"""Every cell, forward and backward, against the same equations as a loop of torch operations, and regularisers against
-the layer without them.
+"""Every cell, forward and backward, against the same equations as a loop of torch operations; regularisers and checkpoints
+against the layer without them.
 
     python bench/cells.py                       about three minutes; run it on a quiet machine
     python bench/cells.py --compile lstm_norm   also against torch.compile of the loop, whose compilation takes minutes
@@ -22,6 +22,7 @@ from fastrnn import _core, nn, ops, reference
 from fastrnn.bench import runner
 from fastrnn.bench.timing import interleave, paired_ratio, pinned
 
+LONG, EVERY = (4096, 16, 256), 128  # T, B, H; steps between checkpoints
 STEPS, SHAPES = 100, [(1, 128), (8, 128), (1, 256), (8, 256)]
 OPTIONS = {
     "lstm, layer_norm": (nn.LSTM, {"layer_norm": True}),
@@ -69,6 +70,34 @@ def against_plain(name: str, B: int, H: int, budget_s: float) -> float:
     return ratio(runs, "option", "plain", budget_s)
 
 
+def with_checkpoints(name: str) -> tuple[float, float]:
+    """Time of a training step with checkpoints over that without, and the memory that forward holds for backward, besides
+    what the caller has anyhow."""
+    T, B, H = LONG
+    kind, x = getattr(nn, name), torch.randn(T, B, H)
+    modules = {"plain": kind(H, H), "option": kind(H, H, checkpoint_every=EVERY)}
+    held = {}
+
+    def step(key: str) -> None:
+        own = {x.data_ptr(), *(w.data_ptr() for w in modules[key].parameters())}
+        kept = {}
+
+        def keep(t: torch.Tensor) -> torch.Tensor:
+            if t.data_ptr() not in own:
+                kept[t.data_ptr()] = t.nbytes
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = modules[key](x)[0]
+        held[key] = sum(kept.values())
+        modules[key].zero_grad(set_to_none=True)
+        y.sum().backward()
+
+    runs = {key: lambda key=key: step(key) for key in modules}
+    time = ratio(runs, "option", "plain", 15.0)
+    return time, held["option"] / held["plain"]
+
+
 def ratio(runs: dict, above: str, below: str, budget_s: float) -> float:
     seconds = interleave(runs, budget_s=budget_s, slice_s=0.02).seconds
     return paired_ratio(seconds[above], seconds[below]).median
@@ -87,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     columns = [f"B={B} H={H}" for B, H in SHAPES]
     loops = [["cell", *columns, "torch.compile, B=8 H=256"]]
     plain = [["option", *columns]]
+    long = [["layer", "time", "memory"]]
     with pinned(1):
         for cell in options.cells:
             row = [cell, *(f"{against_loop(cell, B, H, options.budget, False):.1f}x" for B, H in SHAPES), ""]
@@ -97,12 +127,18 @@ def main(argv: list[str] | None = None) -> int:
         for name in OPTIONS:
             plain.append([name, *(f"{against_plain(name, B, H, options.budget):.2f}x" for B, H in SHAPES)])
             print("  " + "  ".join(plain[-1]), file=sys.stderr)
+        for name in ("LSTM", "GRU"):
+            time, memory = with_checkpoints(name)
+            long.append([name, f"{time:.2f}x", f"{memory:.2f}x"])
+            print("  " + "  ".join(long[-1]), file=sys.stderr)
     machine = runner.machine_info()
     text = (
         f"{machine['cpu']}, one thread, {machine['date'][:10]}, commit {machine['commit']}, torch "
         f"{machine['versions']['torch']}; forward and backward, T = {STEPS}\n\n"
         f"The equations as a loop of torch operations: its time over fastrnn's.\n\n{table(loops)}\n"
-        f"An option: the time with it over the plain layer's.\n\n{table(plain)}"
+        f"An option: the time with it over the plain layer's.\n\n{table(plain)}\n"
+        f"checkpoint_every={EVERY} at T={LONG[0]}, B={LONG[1]}, H={LONG[2]}, over the plain layer: a training step, and the "
+        f"memory that forward holds for backward besides x and the weights.\n\n{table(long)}"
     )
     here = Path(__file__).resolve().parent
     out = options.out or here / "results" / re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
