@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pickle
+from functools import partial
 
 import pytest
 
@@ -203,35 +204,57 @@ def indrnn_step(x, h, p):
     return F.relu(F.linear(x, p["weight_ih"], p["bias"]) + p["weight_hh"] * h)
 
 
-@pytest.mark.parametrize("step", [fastrnn_step, fastgrnn_step, indrnn_step])
-def test_modules_of_the_family_compute_the_published_equations(step):
-    name = {fastrnn_step: "FastRNN", fastgrnn_step: "FastGRNN", indrnn_step: "IndRNN"}[step]
-    torch.manual_seed(3)
-    module = getattr(nn, name)(I, H, num_layers=2, bidirectional=True)
-    x = torch.randn(6, 3, I)
-    y, h = module(x)
-    want, lasts = x, []
+def mingru_step(x, h, p):
+    z, n = F.linear(x, p["weight_ih"], p["bias"]).chunk(2, -1)
+    return (1 - z.sigmoid()) * h + z.sigmoid() * n
+
+
+def minlstm_step(x, h, p):
+    f, i, n = F.linear(x, p["weight_ih"], p["bias"]).chunk(3, -1)
+    total = f.sigmoid() + i.sigmoid()
+    return f.sigmoid() / total * h + i.sigmoid() / total * n
+
+
+FAMILY = {
+    "FastRNN": fastrnn_step,
+    "FastGRNN": fastgrnn_step,
+    "IndRNN": indrnn_step,
+    "MinGRU": mingru_step,
+    "MinLSTM": minlstm_step,
+}
+
+
+def two_layers_by_hand(module, x, step, states):
+    """y and the last states of two layers with two directions; step(x_t, states, parameters) gives the new states."""
+    y, lasts = x, []
     for layer in range(2):
         sides = []
         for end in ("", "_reverse"):
             suffix = f"_l{layer}{end}"
             p = {n.removesuffix(suffix): w for n, w in module.named_parameters() if n.endswith(suffix)}
-            state, states = torch.zeros(3, H), []
-            for t in range(6)[:: -1 if end else 1]:
-                state = step(want[t], state, p)
-                states.append(state)
-            sides.append(torch.stack(states[:: -1 if end else 1]))
+            state, steps = states, []
+            for t in range(len(x))[:: -1 if end else 1]:
+                state = step(y[t], state, p)
+                steps.append(state[0])
+            sides.append(torch.stack(steps[:: -1 if end else 1]))
             lasts.append(state)
-        want = torch.cat(sides, -1)
-    assert_same((y, h), (want, torch.stack(lasts)))
+        y = torch.cat(sides, -1)
+    return y, *(torch.stack(s) for s in zip(*lasts))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_modules_of_the_family_compute_the_published_equations(name):
+    torch.manual_seed(3)
+    module = getattr(nn, name)(I, H, num_layers=2, bidirectional=True)
+    x = torch.randn(6, 3, I)
+    y, h = module(x)
+    want, h_want = two_layers_by_hand(module, x, lambda x, s, p: (FAMILY[name](x, s[0], p),), (torch.zeros(3, H),))
+    assert_same((y, h), (want, h_want))
     found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
     assert_same(found, torch.autograd.grad(want.square().sum(), list(module.parameters())), rtol=1e-4, atol=1e-5)
     options = {"bidirectional": True}
-    if name != "IndRNN":
-        call = getattr(functional, name.lower())(x, None, module._flat_weights, **options)
-        assert_same(call, (y, h), rtol=0, atol=0)
-    else:
-        assert_same(functional.indrnn(x, None, list(module.parameters()), **options), (y, h), rtol=0, atol=0)
+    weights = module._flat_weights if name.startswith("Fast") else list(module.parameters())
+    assert_same(getattr(functional, name.lower())(x, None, weights, **options), (y, h), rtol=0, atol=0)
     ours = getattr(fastrnn.numpy, name).from_torch(module)
     assert_same(torch.from_numpy(ours(x.numpy())[0]), y)
     again = pickle.loads(pickle.dumps(module))
@@ -271,23 +294,11 @@ def test_layer_norm(kind, option):
             torch.nn.init.normal_(w)
     assert "layer_norm=True" in repr(module)
     x, out = torch.randn(6, 3, I), option.get("proj_size", H)
-    want, lasts = x, []
-    for layer in range(2):
-        sides = []
-        for end in ("", "_reverse"):
-            suffix = f"_l{layer}{end}"
-            p = {n.removesuffix(suffix): w for n, w in module.named_parameters() if n.endswith(suffix)}
-            state, steps = (torch.zeros(3, out), torch.zeros(3, H)), []
-            for t in range(6)[:: -1 if end else 1]:
-                state = normalised_step(kind, want[t], state, p)
-                steps.append(state[0])
-            sides.append(torch.stack(steps[:: -1 if end else 1]))
-            lasts.append(state)
-        want = torch.cat(sides, -1)
+    states = torch.zeros(3, out), torch.zeros(3, H)
+    want, *states = two_layers_by_hand(module, x, partial(normalised_step, kind), states)
     given = x.transpose(0, 1) if option.get("batch_first") else x
     y, last = module(given)
     y = y.transpose(0, 1) if option.get("batch_first") else y
-    states = tuple(torch.stack(s) for s in zip(*lasts))
     assert_same((y, *(last if kind == "LSTM" else (last,))), (want, *states), rtol=1e-4, atol=1e-5)
     found = torch.autograd.grad(y.square().sum(), list(module.parameters()), retain_graph=True)
     wanted = torch.autograd.grad(want.square().sum(), list(module.parameters()))
@@ -337,6 +348,10 @@ def test_errors_of_the_family():
         functional.indrnn(torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H)])
     with pytest.raises(fastrnn.ShapeError, match=r"indrnn: weight_hh has shape \(7, 7\), expected \(H,\) = \(7,\)"):
         functional.indrnn(torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H, H), torch.ones(H)])
+    with pytest.raises(fastrnn.ShapeError, match="mingru: weights has 1 entries, expected 2 for each layer"):
+        functional.mingru(torch.ones(2, 1, I), None, [torch.ones(2 * H, I)])
+    with pytest.raises(fastrnn.ShapeError, match=r"minlstm: bias has shape \(7,\), expected \(3\*H,\) = \(21,\)"):
+        functional.minlstm(torch.ones(2, 1, I), None, [torch.ones(3 * H, I), torch.ones(H)])
     with pytest.raises(fastrnn.ShapeError, match=r"fastrnn: bias_hh_l0 has shape \(7,\), expected \(3\*H,\) = \(21,\)"):
         functional.fastrnn(
             torch.ones(2, 1, I), None, [torch.ones(H, I), torch.ones(H, H), torch.ones(H), torch.ones(H)]

@@ -11,6 +11,8 @@
 #include "lstm_cifg.h"
 #include "lstm_norm.h"
 #include "lstm_peephole.h"
+#include "mingru.h"
+#include "minlstm.h"
 #include "rnn.h"
 
 #define FASTRNN_FOR_EACH_POINTWISE_CELL(X)         \
@@ -28,7 +30,9 @@
   X(fastrnn, FastRnnCell)                          \
   X(fastgrnn, FastGrnnCell)                        \
   X(indrnn_tanh, IndRnnTanhCell)                   \
-  X(indrnn_relu, IndRnnReluCell)
+  X(indrnn_relu, IndRnnReluCell)                   \
+  X(mingru, MinGruCell)                            \
+  X(minlstm, MinLstmCell)
 
 #define FASTRNN_FOR_EACH_CELL(X)     \
   FASTRNN_FOR_EACH_POINTWISE_CELL(X) \

@@ -80,6 +80,17 @@ def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
     return [w_ih, w_ih.new_empty(H, 0), bias, torch.cat((torch.zeros_like(u), u))]
 
 
+def as_minimal(function: str, gates: int, w_ih: Tensor, bias: Tensor) -> list[Tensor]:
+    """The weights of a minGRU or minLSTM as its kernel takes them: w_hh without columns, b_hh zero."""
+    for name, t in (("weight_ih", w_ih), ("bias", bias)):
+        if not isinstance(t, Tensor):
+            raise _checks.type_error(function, name, t, "a torch.Tensor")
+    H = w_ih.shape[0] // gates if w_ih.ndim else 0
+    symbols, rows = f"({gates}*H,)", (gates * H,)
+    _checks.check_shape(function, "bias", bias.shape, symbols, rows)
+    return [w_ih, w_ih.new_empty(*rows, 0), bias, torch.zeros_like(bias)]
+
+
 def rates_of(
     function: str,
     zoneout: float | tuple[float, float],

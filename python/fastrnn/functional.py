@@ -15,10 +15,10 @@ from . import _checks
 from ._backprop import backprop_of
 from ._kernels import CELLS
 from ._noise import Rates
-from ._stack import Stack, as_indrnn, as_pair, as_single, infer_stack, rates_of, run
+from ._stack import Stack, as_indrnn, as_minimal, as_pair, as_single, infer_stack, rates_of, run
 from .attention import additive_attention
 
-__all__ = ["additive_attention", "fastgrnn", "fastrnn", "gru", "indrnn", "lstm", "rnn"]
+__all__ = ["additive_attention", "fastgrnn", "fastrnn", "gru", "indrnn", "lstm", "mingru", "minlstm", "rnn"]
 
 
 def lstm(
@@ -291,6 +291,82 @@ def indrnn(
     weights = [w for k in range(0, len(weights), 3) for w in as_indrnn(*weights[k : k + 3])]
     stack = infer_stack("indrnn", cell, weights, bidirectional, batch_first, dropout)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
+
+
+def mingru(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """minGRU (Feng et al. 2024, arXiv 2410.01201): h' = (1 - z) h + z n, z = sigmoid(W_z x + b_z), n = W_n x + b_n.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [2*H, I] and b [2*H]; z n.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = mingru(torch.ones(5, 2, 3), None, [torch.ones(8, 3), torch.ones(8)])
+    """
+    stack = _minimal_stack("mingru", weights, bidirectional, batch_first, dropout)
+    return _one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
+
+
+def minlstm(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """minLSTM (Feng et al. 2024, arXiv 2410.01201): h' = (f h + i n) / (f + i), f = sigmoid(W_f x + b_f),
+    i = sigmoid(W_i x + b_i), n = W_n x + b_n.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [3*H, I] and b [3*H]; f i n.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = minlstm(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12)])
+    """
+    stack = _minimal_stack("minlstm", weights, bidirectional, batch_first, dropout)
+    return _one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
+
+
+def _minimal_stack(
+    function: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
+) -> tuple[Stack, list[Tensor]]:
+    if len(weights) % 2 or not weights:
+        _checks.check_count(function, "weights", len(weights), "2 for each layer and direction: w_ih, b")
+    weights = [
+        w for k in range(0, len(weights), 2) for w in as_minimal(function, CELLS[function][0], *weights[k : k + 2])
+    ]
+    return infer_stack(function, function, weights, bidirectional, batch_first, dropout), weights
 
 
 def _drawn(

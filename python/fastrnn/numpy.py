@@ -16,7 +16,7 @@ import numpy as np
 from ._checks import check_shape, gru_cell, indrnn_cell, lstm_cell
 from ._numpy_stack import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "FastGRNN", "FastRNN", "IndRNN"]
+__all__ = ["GRU", "LSTM", "RNN", "FastGRNN", "FastRNN", "IndRNN", "MinGRU", "MinLSTM"]
 
 
 class LSTM(Recurrent):
@@ -200,6 +200,37 @@ class IndRNN(_Family):
             "bias_ih": bias,
             "bias_hh": np.concatenate((np.zeros_like(u), u)),
         }
+
+
+class MinGRU(_Family):
+    """minGRU stack on NumPy arrays (Feng et al. 2024); the parameters of fastrnn.nn.MinGRU.
+
+    Args:
+        weights: a state_dict; copied.
+        batch_first, prefix: as in LSTM.
+    """
+
+    _function, _gates = "mingru", 2
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        bias = own.pop("bias", np.zeros(0, np.float32))
+        rows = own["weight_ih"].shape[0]
+        return own | {
+            "weight_hh": np.zeros((rows, 0), own["weight_ih"].dtype),
+            "bias_ih": bias,
+            "bias_hh": np.zeros_like(bias),
+        }
+
+
+class MinLSTM(MinGRU):
+    """minLSTM stack on NumPy arrays (Feng et al. 2024); the parameters of fastrnn.nn.MinLSTM.
+
+    Args:
+        weights: a state_dict; copied.
+        batch_first, prefix: as in LSTM.
+    """
+
+    _function, _gates = "minlstm", 3
 
 
 def _join(own: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -152,6 +152,22 @@ def _indrnn(activation: Activation) -> Callable[..., State]:
     return cell
 
 
+def mingru(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
+    """Feng et al. 2024: z and n of the input alone. w: [2*H, 0]."""
+    (h,) = state
+    z, n = (x + product(h[:, :0], w, b)).chunk(2, -1)
+    z = z.sigmoid()
+    return ((1 - z) * h + z * n,)
+
+
+def minlstm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
+    """Feng et al. 2024: f and i of the input alone, divided by their sum. w: [3*H, 0]."""
+    (h,) = state
+    f, i, n = (x + product(h[:, :0], w, b)).chunk(3, -1)
+    f, i = f.sigmoid(), i.sigmoid()
+    return ((f * h + i * n) / (f + i),)
+
+
 CELLS: dict[str, Callable[..., State]] = {
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
@@ -168,10 +184,14 @@ CELLS: dict[str, Callable[..., State]] = {
     "fastgrnn": fastgrnn,
     "indrnn_tanh": _indrnn(torch.tanh),
     "indrnn_relu": _indrnn(torch.relu),
+    "mingru": mingru,
+    "minlstm": minlstm,
     "lstm_norm": lstm_norm,
     "gru_norm": gru_norm,
 }
 NORMALISED = (lstm_norm, gru_norm)
+# Cells without a recurrent matrix, whose w_hh is [G*H, 0].
+GATES_WITHOUT_PRODUCT = {"indrnn_tanh": 1, "indrnn_relu": 1, "mingru": 2, "minlstm": 3}
 STATES = {name: 2 if name.startswith("lstm") else 1 for name in CELLS}
 
 
@@ -298,7 +318,7 @@ def layer(
     parts = split_weights(weights, directions)
     if states is None:
         w_hh, w_hr = parts[0][1], parts[0][4]
-        out = w_hh.shape[1] or w_hh.shape[0]  # an IndRNN's is [H, 0]
+        out = w_hh.shape[1] or w_hh.shape[0] // GATES_WITHOUT_PRODUCT[cell]
         sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None

@@ -10,7 +10,7 @@ parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 from . import init
 from .attention import AdditiveAttention, BahdanauAttention
 from .cells import GRUCell, LSTMCell, RNNCell
-from .family import FastGRNN, FastRNN, IndRNN
+from .family import FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
 from .layers import GRU, LSTM, RNN
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "GRUCell",
     "IndRNN",
     "LSTMCell",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "init",
 ]

@@ -1,4 +1,4 @@
-"""FastRNN, FastGRNN and IndRNN over whole sequences: small cells with more than matrices."""
+"""FastRNN, FastGRNN, IndRNN, MinGRU and MinLSTM over whole sequences: small cells with other parameters than torch's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._stack import as_indrnn
+from .._stack import as_indrnn, as_minimal
 from ._recurrent import OneState
 
 
@@ -164,3 +164,44 @@ class IndRNN(_Family):
 
     def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
         return as_indrnn(*own)
+
+
+class MinGRU(_Family):
+    """minGRU (Feng et al. 2024, arXiv 2410.01201): gates that do not look at the past, so a step costs no matrix product.
+
+        z = sigmoid(W_z x + b_z)    n = W_n x + b_n    h' = (1 - z) h + z n
+
+    Parameters of each layer and direction: weight_ih [2*H, I] and bias [2*H], z then n.
+
+    Args:
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as torch.nn.RNN.
+
+    Example:
+        >>> y, h = MinGRU(3, 4)(torch.ones(5, 2, 3))
+    """
+
+    _function, _gates = "mingru", 2
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        rows = self._gates * self.hidden_size
+        return {"weight_ih": (rows, width), "bias": (rows,)}
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        return as_minimal(self._function, self._gates, *own)
+
+
+class MinLSTM(MinGRU):
+    """minLSTM (Feng et al. 2024, arXiv 2410.01201): forget and input gates of the input alone, in proportion.
+
+        f = sigmoid(W_f x + b_f)    i = sigmoid(W_i x + b_i)    n = W_n x + b_n    h' = (f h + i n) / (f + i)
+
+    Parameters of each layer and direction: weight_ih [3*H, I] and bias [3*H], f i n.
+
+    Args:
+        input_size, hidden_size, num_layers, batch_first, dropout, bidirectional, device, dtype: as torch.nn.RNN.
+
+    Example:
+        >>> y, h = MinLSTM(3, 4)(torch.ones(5, 2, 3))
+    """
+
+    _function, _gates = "minlstm", 3
