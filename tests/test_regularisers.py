@@ -101,6 +101,7 @@ def test_random_numbers_are_spread_evenly():
 def test_modules(kind):
     x = torch.randn(12, 4, I)
     options = {"zoneout": (0.1, 0.3) if kind == "LSTM" else 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4}
+    options |= {"input_dropout": 0.2, "output_dropout": 0.2}
     module = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, **options)
     assert "recurrent_dropout=0.3" in repr(module)
     weights = module._flat_weights
@@ -163,8 +164,27 @@ def test_weight_dropout_is_a_mask_on_the_recurrent_matrix():
     assert torch.equal(functional.lstm(x, None, module._flat_weights, weight_dropout=0.4)[0], module(x)[0])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_input_and_output_dropout_are_the_same_units_at_all_times(batch_first):
+    x = torch.randn(6, 3, I)
+    given = x.transpose(0, 1) if batch_first else x
+    weights = nn.GRU(I, H, 2)._flat_weights
+    options = {"training": True, "seed": 7, "input_dropout": 0.4, "output_dropout": 0.5, "batch_first": batch_first}
+    got = functional.gru(given, None, weights, **options)[0]
+    masks = [
+        ~hits(_noise.Rates(seed=7).seed_of(layer), stream, 3, 1, width, p)[:, 0] / (1 - p)
+        for layer, stream, width, p in ((0, 24, I, 0.4), (1, 24, H, 0.4), (1, 32, H, 0.5))
+    ]
+    want = x
+    for k in range(2):
+        want = functional.gru(want * masks[k], None, weights[4 * k : 4 * k + 4])[0]
+    want = want * masks[2]
+    assert torch.allclose(got.transpose(0, 1) if batch_first else got, want, atol=1e-6)
+    assert torch.equal(functional.gru(x, None, weights, input_dropout=0.4)[0], functional.gru(x, None, weights)[0])
+
+
 def test_bad_options():
-    for name in ("zoneout", "recurrent_dropout", "weight_dropout"):
+    for name in ("zoneout", "recurrent_dropout", "weight_dropout", "input_dropout", "output_dropout"):
         for bad in (-0.1, 1.5, float("nan"), "0.1", True):
             with pytest.raises(ValueError, match=rf"GRU: {name} is .*, expected a probability in \[0, 1\]"):
                 nn.GRU(I, H, **{name: bad})
@@ -186,13 +206,9 @@ def test_bad_options():
 
 def test_where_it_is_not_implemented_it_says_so():
     module, x = nn.GRU(I, H, zoneout=0.1), torch.randn(4, 2, I)
-    with pytest.raises(
-        NotImplementedError, match="gru: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
-    ):
+    with pytest.raises(NotImplementedError, match="gru: zoneout and the dropouts .* are not implemented inside torch"):
         torch.func.vmap(lambda row: module(row[:, None])[0], randomness="different")(x.transpose(0, 1))
-    with pytest.raises(
-        NotImplementedError, match="gru: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch"
-    ):
+    with pytest.raises(NotImplementedError, match="gru: zoneout and the dropouts .* are not implemented inside torch"):
         torch.func.grad(lambda x: functional.gru(x, None, module._flat_weights, zoneout=0.1)[0].sum())(x)
 
 

@@ -29,7 +29,13 @@ _BACK = {ours: theirs for theirs, ours in _PAIRS.items()}
 # What torch.nn computes; its modules do not have these options.
 _OPTIONS = {"reset_after": True, "coupled": False, "peepholes": False, "recurrent_activation": "sigmoid"}
 _OPTIONS |= {"layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0}
-_OPTIONS |= {"checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False}
+_OPTIONS |= {
+    "input_dropout": 0.0,
+    "output_dropout": 0.0,
+    "checkpoint_every": 0,
+    "grad_clip": 0.0,
+    "learn_initial_state": False,
+}
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}
 

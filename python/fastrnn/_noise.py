@@ -20,7 +20,7 @@ from ._checks import type_error
 _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Streams: 2 d + s for zoneout of state s in direction d, and
-_RECURRENT_DROPOUT, _WEIGHT_DROPOUT = 8, 16
+_RECURRENT_DROPOUT, _WEIGHT_DROPOUT, _INPUT_DROPOUT, _OUTPUT_DROPOUT = 8, 16, 24, 32
 
 
 class Noise(NamedTuple):
@@ -42,6 +42,8 @@ class Rates(NamedTuple):
     zoneout: tuple[float, float] = (0.0, 0.0)
     recurrent_dropout: float = 0.0
     weight_dropout: float = 0.0
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
     seed: int = 0
 
     def drawn(self, function: str, seed: int | None, training: bool) -> Rates | None:
@@ -52,8 +54,8 @@ class Rates(NamedTuple):
             return None
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
-                f"{function}: zoneout, recurrent_dropout and weight_dropout are not implemented inside torch.compile, "
-                "torch.export and torch.func, expected 0"
+                f"{function}: zoneout and the dropouts of the recurrence, of weights, input and output are not implemented "
+                "inside torch.compile, torch.export and torch.func, expected 0"
             )
         if not training:
             return self
@@ -77,6 +79,21 @@ class Rates(NamedTuple):
         """DropConnect (Wan et al. 2013; on R: Merity et al. 2018): single weights are zero for the whole sequence."""
         seed, (rows, columns) = self.seed_of(layer), w_hh.shape
         return w_hh * dropout_mask(seed, _WEIGHT_DROPOUT + direction, rows, columns, self.weight_dropout, w_hh)
+
+    def drop_input(self, layer: int, x: Tensor, batch_first: bool) -> Tensor:
+        """Units of a layer's input, for the whole sequence (Gal & Ghahramani 2016)."""
+        return self._drop_units(layer, _INPUT_DROPOUT, self.input_dropout, x, batch_first)
+
+    def drop_output(self, layer: int, y: Tensor, batch_first: bool) -> Tensor:
+        """Units of the last layer's output, likewise."""
+        return self._drop_units(layer, _OUTPUT_DROPOUT, self.output_dropout, y, batch_first)
+
+    def _drop_units(self, layer: int, stream: int, p: float, x: Tensor, batch_first: bool) -> Tensor:
+        if not p:
+            return x
+        time = 1 if batch_first else 0
+        mask = dropout_mask(self.seed_of(layer), stream, x.shape[1 - time], x.shape[2], p, x)
+        return x * mask.unsqueeze(time)
 
 
 def dropout_mask(seed: int, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:

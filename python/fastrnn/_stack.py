@@ -96,18 +96,21 @@ def rates_of(
     zoneout: float | tuple[float, float],
     recurrent_dropout: float,
     weight_dropout: float,
+    input_dropout: float,
+    output_dropout: float,
 ) -> Rates | None:
     """The regularisers asked for, checked; None if there are none."""
     pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
     if len(pair) != 2:
         _checks.check_count(function, "zoneout", len(pair), "2: of h and of c")
     named = {"zoneout": pair[0], "zoneout of c": pair[1]}
-    named |= {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
-    for name, p in named.items():
+    dropouts = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
+    dropouts |= {"input_dropout": input_dropout, "output_dropout": output_dropout}
+    for name, p in (named | dropouts).items():
         _checks.check_probability(function, name, p)
-    if not (any(pair) or recurrent_dropout or weight_dropout):
+    if not (any(pair) or any(dropouts.values())):
         return None
-    return Rates((float(pair[0]), float(pair[1])), float(recurrent_dropout), float(weight_dropout))
+    return Rates((float(pair[0]), float(pair[1])), **{name: float(p) for name, p in dropouts.items()})
 
 
 def infer_stack(
@@ -329,6 +332,8 @@ def _run_layers(
     for k in range(L):
         if k and p and training:
             x = _dropout(x, p)
+        if rates is not None and training:
+            x = rates.drop_input(k, x, batch_first)
         keep = None if kept is None else Keep(with_gates)
         x, last = rnn_layer(
             cell, x, weights[k * n : (k + 1) * n],
@@ -340,6 +345,8 @@ def _run_layers(
         if kept is not None:
             kept.append((x, keep.c, keep.gates))
         lasts.append(last)
+    if rates is not None and training:
+        x = rates.drop_output(L - 1, x, batch_first)
     return x, tuple(torch.cat(s) for s in zip(*lasts))
 
 

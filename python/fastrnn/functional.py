@@ -38,6 +38,8 @@ def lstm(
     zoneout: float | tuple[float, float] = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    output_dropout: float = 0.0,
     seed: int | None = None,
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
@@ -67,7 +69,9 @@ def lstm(
             it (Gal & Ghahramani 2016), if `training`.
         weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al. 2018),
             if `training`.
-        seed: of these three: the same seed gives the same result on any backend; None draws one from torch's generator.
+        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
+            last layer's output (Gal & Ghahramani 2016), if `training`.
+        seed: of all these: the same seed gives the same result on any backend; None draws one from torch's generator.
         checkpoint_every: forward keeps the states of every checkpoint_every-th step only, and backward computes the rest
             again, with the same bits; 0 keeps everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
@@ -84,7 +88,7 @@ def lstm(
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
-    rates = _drawn("lstm", zoneout, recurrent_dropout, weight_dropout, seed, training)
+    rates = _drawn("lstm", zoneout, (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training)
     backprop = backprop_of("lstm", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
@@ -107,6 +111,8 @@ def gru(
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    output_dropout: float = 0.0,
     seed: int | None = None,
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
@@ -123,7 +129,7 @@ def gru(
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
-        zoneout, recurrent_dropout, weight_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -135,7 +141,9 @@ def gru(
         >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
     """
     cell = _checks.gru_cell("gru", reset_after, recurrent_activation, layer_norm)
-    rates = _drawn("gru", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
+    rates = _drawn(
+        "gru", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
+    )
     backprop = backprop_of("gru", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
@@ -156,6 +164,8 @@ def rnn(
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    output_dropout: float = 0.0,
     seed: int | None = None,
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
@@ -168,7 +178,7 @@ def rnn(
         state: h0 [L*D, B, H]; None for zeros.
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -182,7 +192,9 @@ def rnn(
     cell = f"rnn_{nonlinearity}"
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
-    rates = _drawn("rnn", (zoneout, 0.0), recurrent_dropout, weight_dropout, seed, training)
+    rates = _drawn(
+        "rnn", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
+    )
     backprop = backprop_of("rnn", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
     return _one_state(stack, x, state, weights, training, lengths, reset_mask)
@@ -372,12 +384,11 @@ def _minimal_stack(
 def _drawn(
     function: str,
     zoneout: float | tuple[float, float],
-    recurrent_dropout: float,
-    weight_dropout: float,
+    dropouts: tuple[float, float, float, float],  # of the recurrence, of weights, of input and output
     seed: int | None,
     training: bool,
 ) -> Rates | None:
-    rates = rates_of(function, zoneout, recurrent_dropout, weight_dropout)
+    rates = rates_of(function, zoneout, *dropouts)
     return None if rates is None else rates.drawn(function, seed, training)
 
 

@@ -76,12 +76,12 @@ class Recurrent(Module):
                 self.register_parameter(name, Parameter(initial))
         self.reset_parameters()
 
-    def _regularise(
-        self, zoneout: float | tuple[float, float], recurrent_dropout: float, weight_dropout: float, c: bool = False
-    ) -> None:
+    def _regularise(self, zoneout: float | tuple[float, float], *dropouts: float, c: bool = False) -> None:
+        """dropouts: of the recurrence, of weights, of input and output."""
         name = type(self).__name__
-        self.zoneout, self.recurrent_dropout, self.weight_dropout = zoneout, recurrent_dropout, weight_dropout
-        self._rates = rates_of(name, zoneout if c else (zoneout, 0.0), recurrent_dropout, weight_dropout)
+        self.zoneout = zoneout
+        self.recurrent_dropout, self.weight_dropout, self.input_dropout, self.output_dropout = dropouts
+        self._rates = rates_of(name, zoneout if c else (zoneout, 0.0), *dropouts)
         _checks.check_zoneout(name, self._rates, self.proj_size)
 
     def _backpropagate(self, checkpoint_every: int, grad_clip: float) -> None:
@@ -231,6 +231,7 @@ class Recurrent(Module):
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
             "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
             "recurrent_activation": "sigmoid", "layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
+            "input_dropout": 0.0, "output_dropout": 0.0,
             "checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]

@@ -44,6 +44,8 @@ class LSTM(Recurrent):
             it, in training (Gal & Ghahramani 2016).
         weight_dropout: probability of dropping an entry of weight_hh for the whole sequence, in training (DropConnect;
             Merity et al. 2018).
+        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
+            last layer's output, in training (Gal & Ghahramani 2016).
         checkpoint_every: for training on long sequences in little memory: forward keeps the states of every
             checkpoint_every-th step only, and backward computes the rest again, with the same bits; 0 keeps everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013, arXiv 1308.0850); 0 for
@@ -77,6 +79,8 @@ class LSTM(Recurrent):
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
@@ -89,7 +93,7 @@ class LSTM(Recurrent):
             coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
             layer_norm=bool(layer_norm), learn_initial_state=bool(learn_initial_state),
         )  # fmt: skip
-        self._regularise(zoneout, recurrent_dropout, weight_dropout, c=True)
+        self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, c=True)
         self._backpropagate(checkpoint_every, grad_clip)
 
     def _cell(self) -> str:
@@ -156,7 +160,7 @@ class GRU(OneState):
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
         layer_norm: True for layer normalisation of W x, of R h (Ba et al. 2016): parameters gain_ih_l{k} and
             gain_hh_l{k} [3*H] for each layer and direction; the biases are its shifts.
-        zoneout, recurrent_dropout, weight_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
             The other arguments are those of torch.nn.GRU.
 
     Example:
@@ -181,6 +185,8 @@ class GRU(OneState):
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
@@ -194,7 +200,7 @@ class GRU(OneState):
             reset_after=bool(reset_after), recurrent_activation=recurrent_activation, layer_norm=bool(layer_norm),
             learn_initial_state=bool(learn_initial_state),
         )  # fmt: skip
-        self._regularise(zoneout, recurrent_dropout, weight_dropout)
+        self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
         self._backpropagate(checkpoint_every, grad_clip)
 
     def _cell(self) -> str:
@@ -217,7 +223,7 @@ class RNN(OneState):
 
     Args:
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
             The other arguments are those of torch.nn.RNN.
 
     Example:
@@ -240,6 +246,8 @@ class RNN(OneState):
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
@@ -251,7 +259,7 @@ class RNN(OneState):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
             nonlinearity=nonlinearity, learn_initial_state=bool(learn_initial_state),
         )  # fmt: skip
-        self._regularise(zoneout, recurrent_dropout, weight_dropout)
+        self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
         self._backpropagate(checkpoint_every, grad_clip)
 
     def _cell(self) -> str:
