@@ -10,7 +10,7 @@ import cases  # noqa: E402
 from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
-from fastrnn import _kernels, nn, ops  # noqa: E402
+from fastrnn import _kernels, functional, nn, ops  # noqa: E402
 
 I, H = 5, 17
 CASES = [
@@ -95,6 +95,17 @@ def test_modules_return_the_states_of_every_layer(batch_first):
     assert states.c[0].shape == (x.shape[1], H) and torch.equal(states.h[0], y)
     half = nn.LSTM(I, H, dtype=torch.bfloat16)
     assert half(x.bfloat16(), return_states=True)[2].c[0].dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_functions_return_what_modules_return(kind):
+    module, x = getattr(nn, kind)(I, H, 2, bidirectional=True), torch.randn(5, 3, I)
+    call = getattr(functional, kind.lower())
+    options = {"return_states": True, "return_gates": True}
+    *_, want = module(x, **options)
+    *_, got = call(x, None, module._flat_weights, bidirectional=True, **options)
+    for a, b in zip(got, want):
+        assert len(a) == len(b) and all(map(torch.equal, a, b))
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -215,6 +215,20 @@ def run_with_states(stack: Stack, gates: bool, *args: object) -> tuple[Tensor | 
     return y, last, States(*((() if of[0] is None else of) for of in zip(*stack.kept)))
 
 
+def run_one_state(
+    stack: Stack,
+    x: Tensor | PackedSequence,
+    state: Tensor | None,
+    weights: Sequence[Tensor],
+    training: bool,
+    lengths: Tensor | Sequence[int] | None,
+    reset_mask: Tensor | None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """run() of a cell whose state is h alone, given and returned as one tensor."""
+    y, last = run(stack, x, as_single(stack.function, state), weights, training, lengths, reset_mask)
+    return y, last[0]
+
+
 def _map_masks(f: Callable[[str, object], object], stack: Stack, reset_mask: object) -> tuple[Stack, object]:
     """Brings reset_mask and detach_mask into the form that x is brought into."""
     if stack.backprop is not None and stack.backprop.detach_mask is not None:

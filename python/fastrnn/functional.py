@@ -13,9 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
 from ._backprop import backprop_of
+from ._functional_family import fastgrnn, fastrnn, indrnn, mingru, minlstm
 from ._kernels import CELLS
 from ._noise import Rates
-from ._stack import Stack, as_indrnn, as_minimal, as_pair, as_single, infer_stack, rates_of, run
+from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
 from .attention import additive_attention
 
 __all__ = ["additive_attention", "fastgrnn", "fastrnn", "gru", "indrnn", "lstm", "mingru", "minlstm", "rnn"]
@@ -44,6 +45,8 @@ def lstm(
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
     detach_mask: Tensor | None = None,
+    return_states: bool = False,
+    return_gates: bool = False,
     layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
@@ -76,9 +79,10 @@ def lstm(
             again, with the same bits; 0 keeps everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
         detach_mask: bool, shaped like reset_mask, true where the state is kept and its gradient is cut.
+        return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM does.
 
     Returns:
-        y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`.
+        y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`; then, if asked for, the states of every step.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
@@ -91,8 +95,7 @@ def lstm(
     rates = _drawn("lstm", zoneout, (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training)
     backprop = backprop_of("lstm", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
-    y, last = run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask)
-    return y, (last[0], last[1])
+    return _run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask, return_states, return_gates)
 
 
 def gru(
@@ -117,6 +120,8 @@ def gru(
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
     detach_mask: Tensor | None = None,
+    return_states: bool = False,
+    return_gates: bool = False,
     layer_norm: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
@@ -129,10 +134,11 @@ def gru(
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
+            return_gates: as in lstm(); zoneout of h.
 
     Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
@@ -146,7 +152,9 @@ def gru(
     )
     backprop = backprop_of("gru", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
-    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
+    states = as_single(stack.function, state)
+    y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
+    return y, last[0], *more
 
 
 def rnn(
@@ -170,6 +178,8 @@ def rnn(
     checkpoint_every: int = 0,
     grad_clip: float = 0.0,
     detach_mask: Tensor | None = None,
+    return_states: bool = False,
+    return_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
 
@@ -178,10 +188,11 @@ def rnn(
         state: h0 [L*D, B, H]; None for zeros.
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
+            return_gates: as in lstm(); zoneout of h.
 
     Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
@@ -197,188 +208,9 @@ def rnn(
     )
     backprop = backprop_of("rnn", checkpoint_every, grad_clip, detach_mask)
     stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
-    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
-
-
-def fastrnn(
-    x: Tensor | PackedSequence,
-    state: Tensor | None = None,
-    weights: Sequence[Tensor] = (),
-    *,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """FastRNN (Kusupati et al. 2018, arXiv 1901.02358): h' = alpha n + beta h, n = tanh(W x + b_ih + R h + b_hh).
-
-    Args:
-        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
-        state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [3*H]: after the bias, alpha and
-            beta of each unit.
-
-    Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
-
-    Raises:
-        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-
-    Example:
-        >>> y, h = fastrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(12)])
-    """
-    stack = infer_stack("fastrnn", "fastrnn", weights, bidirectional, batch_first, dropout)
-    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
-
-
-def fastgrnn(
-    x: Tensor | PackedSequence,
-    state: Tensor | None = None,
-    weights: Sequence[Tensor] = (),
-    *,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """FastGRNN (Kusupati et al. 2018, arXiv 1901.02358): h' = (zeta (1 - z) + nu) n + z h, where
-    z = sigmoid(a + b), n = tanh(a) and a = W x + b_ih + R h + b_hh: gate and candidate share both matrices.
-
-    Args:
-        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
-        state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [4*H]: after the bias, b (what
-            the gate's bias is above the candidate's), zeta and nu of each unit.
-
-    Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
-
-    Raises:
-        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-
-    Example:
-        >>> y, h = fastgrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(16)])
-    """
-    stack = infer_stack("fastgrnn", "fastgrnn", weights, bidirectional, batch_first, dropout)
-    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
-
-
-def indrnn(
-    x: Tensor | PackedSequence,
-    state: Tensor | None = None,
-    weights: Sequence[Tensor] = (),
-    *,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-    nonlinearity: str = "relu",
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """IndRNN (Li et al. 2018, arXiv 1803.04831): h' = f(W x + b + u * h), each unit sees only its own past.
-
-    Args:
-        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
-        state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [H, I], u [H] and b [H].
-        nonlinearity: "relu" or "tanh".
-
-    Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
-
-    Raises:
-        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-
-    Example:
-        >>> y, h = indrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4), torch.ones(4)])
-    """
-    cell = _checks.indrnn_cell("indrnn", nonlinearity)
-    if len(weights) % 3 or not weights:
-        _checks.check_count("indrnn", "weights", len(weights), "3 for each layer and direction: w_ih, u, b")
-    weights = [w for k in range(0, len(weights), 3) for w in as_indrnn(*weights[k : k + 3])]
-    stack = infer_stack("indrnn", cell, weights, bidirectional, batch_first, dropout)
-    return _one_state(stack, x, state, weights, training, lengths, reset_mask)
-
-
-def mingru(
-    x: Tensor | PackedSequence,
-    state: Tensor | None = None,
-    weights: Sequence[Tensor] = (),
-    *,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """minGRU (Feng et al. 2024, arXiv 2410.01201): h' = (1 - z) h + z n, z = sigmoid(W_z x + b_z), n = W_n x + b_n.
-
-    Args:
-        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
-        state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [2*H, I] and b [2*H]; z n.
-
-    Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
-
-    Raises:
-        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-
-    Example:
-        >>> y, h = mingru(torch.ones(5, 2, 3), None, [torch.ones(8, 3), torch.ones(8)])
-    """
-    stack = _minimal_stack("mingru", weights, bidirectional, batch_first, dropout)
-    return _one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
-
-
-def minlstm(
-    x: Tensor | PackedSequence,
-    state: Tensor | None = None,
-    weights: Sequence[Tensor] = (),
-    *,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """minLSTM (Feng et al. 2024, arXiv 2410.01201): h' = (f h + i n) / (f + i), f = sigmoid(W_f x + b_f),
-    i = sigmoid(W_i x + b_i), n = W_n x + b_n.
-
-    Args:
-        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
-        state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [3*H, I] and b [3*H]; f i n.
-
-    Returns:
-        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
-
-    Raises:
-        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-
-    Example:
-        >>> y, h = minlstm(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12)])
-    """
-    stack = _minimal_stack("minlstm", weights, bidirectional, batch_first, dropout)
-    return _one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
-
-
-def _minimal_stack(
-    function: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
-) -> tuple[Stack, list[Tensor]]:
-    if len(weights) % 2 or not weights:
-        _checks.check_count(function, "weights", len(weights), "2 for each layer and direction: w_ih, b")
-    weights = [
-        w for k in range(0, len(weights), 2) for w in as_minimal(function, CELLS[function][0], *weights[k : k + 2])
-    ]
-    return infer_stack(function, function, weights, bidirectional, batch_first, dropout), weights
+    states = as_single(stack.function, state)
+    y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
+    return y, last[0], *more
 
 
 def _drawn(
@@ -392,14 +224,7 @@ def _drawn(
     return None if rates is None else rates.drawn(function, seed, training)
 
 
-def _one_state(
-    stack: Stack,
-    x: Tensor | PackedSequence,
-    state: Tensor | None,
-    weights: Sequence[Tensor],
-    training: bool,
-    lengths: Tensor | Sequence[int] | None,
-    reset_mask: Tensor | None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    y, last = run(stack, x, as_single(stack.function, state), weights, training, lengths, reset_mask)
-    return y, last[0]
+def _run(stack: Stack, *args: object) -> tuple:
+    """y and the last states and, if one of the last two arguments says so, those of every step."""
+    *args, states, gates = args
+    return run_with_states(stack, gates, *args) if states or gates else run(stack, *args)

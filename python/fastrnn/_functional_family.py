@@ -1,0 +1,193 @@
+"""The functions of fastrnn.functional whose cells torch does not have: FastRNN, FastGRNN, IndRNN, minGRU and minLSTM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _checks
+from ._kernels import CELLS
+from ._stack import Stack, as_indrnn, as_minimal, infer_stack, run_one_state
+
+
+def fastrnn(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """FastRNN (Kusupati et al. 2018, arXiv 1901.02358): h' = alpha n + beta h, n = tanh(W x + b_ih + R h + b_hh).
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [3*H]: after the bias, alpha and
+            beta of each unit.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = fastrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(12)])
+    """
+    stack = infer_stack("fastrnn", "fastrnn", weights, bidirectional, batch_first, dropout)
+    return run_one_state(stack, x, state, weights, training, lengths, reset_mask)
+
+
+def fastgrnn(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """FastGRNN (Kusupati et al. 2018, arXiv 1901.02358): h' = (zeta (1 - z) + nu) n + z h, where
+    z = sigmoid(a + b), n = tanh(a) and a = W x + b_ih + R h + b_hh: gate and candidate share both matrices.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [4*H]: after the bias, b (what
+            the gate's bias is above the candidate's), zeta and nu of each unit.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = fastgrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4, 4), torch.ones(4), torch.ones(16)])
+    """
+    stack = infer_stack("fastgrnn", "fastgrnn", weights, bidirectional, batch_first, dropout)
+    return run_one_state(stack, x, state, weights, training, lengths, reset_mask)
+
+
+def indrnn(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    nonlinearity: str = "relu",
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """IndRNN (Li et al. 2018, arXiv 1803.04831): h' = f(W x + b + u * h), each unit sees only its own past.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [H, I], u [H] and b [H].
+        nonlinearity: "relu" or "tanh".
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = indrnn(torch.ones(5, 2, 3), None, [torch.ones(4, 3), torch.ones(4), torch.ones(4)])
+    """
+    cell = _checks.indrnn_cell("indrnn", nonlinearity)
+    if len(weights) % 3 or not weights:
+        _checks.check_count("indrnn", "weights", len(weights), "3 for each layer and direction: w_ih, u, b")
+    weights = [w for k in range(0, len(weights), 3) for w in as_indrnn(*weights[k : k + 3])]
+    stack = infer_stack("indrnn", cell, weights, bidirectional, batch_first, dropout)
+    return run_one_state(stack, x, state, weights, training, lengths, reset_mask)
+
+
+def mingru(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """minGRU (Feng et al. 2024, arXiv 2410.01201): h' = (1 - z) h + z n, z = sigmoid(W_z x + b_z), n = W_n x + b_n.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [2*H, I] and b [2*H]; z n.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = mingru(torch.ones(5, 2, 3), None, [torch.ones(8, 3), torch.ones(8)])
+    """
+    stack = _minimal_stack("mingru", weights, bidirectional, batch_first, dropout)
+    return run_one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
+
+
+def minlstm(
+    x: Tensor | PackedSequence,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """minLSTM (Feng et al. 2024, arXiv 2410.01201): h' = (f h + i n) / (f + i), f = sigmoid(W_f x + b_f),
+    i = sigmoid(W_i x + b_i), n = W_n x + b_n.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: h0 [L*D, B, H]; None for zeros.
+        weights: for each layer and direction w_ih [3*H, I] and b [3*H]; f i n.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [L*D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = minlstm(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12)])
+    """
+    stack = _minimal_stack("minlstm", weights, bidirectional, batch_first, dropout)
+    return run_one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
+
+
+def _minimal_stack(
+    function: str, weights: Sequence[Tensor], bidirectional: bool, batch_first: bool, dropout: float
+) -> tuple[Stack, list[Tensor]]:
+    if len(weights) % 2 or not weights:
+        _checks.check_count(function, "weights", len(weights), "2 for each layer and direction: w_ih, b")
+    weights = [
+        w for k in range(0, len(weights), 2) for w in as_minimal(function, CELLS[function][0], *weights[k : k + 2])
+    ]
+    return infer_stack(function, function, weights, bidirectional, batch_first, dropout), weights
