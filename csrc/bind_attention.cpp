@@ -1,20 +1,35 @@
 // Attention in fastrnn._core. Everything is checked in Python before it gets here.
 #include <array>
+#include <string>
 
 #include "bind.h"
+#include "cpu/attention_table.h"
 #include "cpu/engine.h"
 
 using namespace fastrnn;
 
 namespace {
+using Strides = std::array<int64_t, 3>;
+
+ScoreId score_id(const std::string& name) {
+  std::string names;
+  for (int i = 0; i < kNumScores; ++i) {
+    if (name == kScores[i].name) return ScoreId(i);
+    names += std::string(names.empty() ? "" : ", ") + kScores[i].name;
+  }
+  throw std::invalid_argument("fastrnn: score is '" + name + "', expected one of: " + names);
+}
+
 struct AttentionArguments {
+  ScoreId score;
   int itemsize;
   AttentionShape shape;
-  Address query, key, value, v, lengths, mask;
-  std::array<int64_t, 3> mask_strides;
+  Address query, key, value, v, lengths, mask, bias;
+  Strides mask_strides, bias_strides;
+  double scale;
 
   template <class T>
-  void fill(AdditiveInput<T>& p) const {
+  void fill(AttentionInput<T>& p) const {
     p.shape = shape;
     p.query = at<const T>(query);
     p.key = at<const T>(key);
@@ -22,30 +37,31 @@ struct AttentionArguments {
     p.v = at<const T>(v);
     p.lengths = at<const int64_t>(lengths);
     p.mask = at<const uint8_t>(mask);
-    p.mask_stride_b = mask_strides[0];
-    p.mask_stride_q = mask_strides[1];
-    p.mask_stride_k = mask_strides[2];
+    p.mask_strides = {mask_strides[0], mask_strides[1], mask_strides[2]};
+    p.bias = at<const T>(bias);
+    p.bias_strides = {bias_strides[0], bias_strides[1], bias_strides[2]};
+    p.scale = T(scale);
   }
 };
 
-void additive_forward(const AttentionArguments& a, Address context, Address weights, int threads) {
+void attention_forward(const AttentionArguments& a, Address context, Address weights, int threads) {
   const auto call = [&](auto zero) {
     using E = decltype(zero);
-    AdditiveForward<E> p{};
+    AttentionForward<E> p{};
     a.fill(p);
     p.context = at<E>(context);
     p.weights = at<E>(weights);
     py::gil_scoped_release release;
-    run_additive_forward(p, threads);
+    run_attention_forward(a.score, p, threads);
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
-void additive_backward(const AttentionArguments& a, Address weights, Address dcontext, Address dweights, Address dquery,
-                       Address dkey, Address dvalue, Address dv, int threads) {
+void attention_backward(const AttentionArguments& a, Address weights, Address dcontext, Address dweights,
+                        Address dquery, Address dkey, Address dvalue, Address dv, Address dbias, int threads) {
   const auto call = [&](auto zero) {
     using E = decltype(zero);
-    AdditiveBackward<E> p{};
+    AttentionBackward<E> p{};
     a.fill(p);
     p.weights = at<const E>(weights);
     p.dcontext = at<const E>(dcontext);
@@ -54,20 +70,26 @@ void additive_backward(const AttentionArguments& a, Address weights, Address dco
     p.dkey = at<E>(dkey);
     p.dvalue = at<E>(dvalue);
     p.dv = at<E>(dv);
+    p.dbias = at<E>(dbias);
     py::gil_scoped_release release;
-    run_additive_backward(p, threads);
+    run_attention_backward(a.score, p, threads);
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 }  // namespace
 
 void bind_attention(py::module_& m) {
+  py::list scores;
+  for (const ScoreInfo& score : kScores) scores.append(score.name);
+  m.attr("SCORES") = scores;
   py::class_<AttentionArguments>(m, "Attention")
-      .def(py::init([](int itemsize, int64_t B, int64_t Tq, int64_t Tk, int64_t D, int64_t Dv, Address query,
-                       Address key, Address value, Address v, Address lengths, Address mask,
-                       std::array<int64_t, 3> mask_strides) {
-        return AttentionArguments{itemsize, {B, Tq, Tk, D, Dv}, query, key, value, v, lengths, mask, mask_strides};
+      .def(py::init([](const std::string& score, int itemsize, int64_t B, int64_t Tq, int64_t Tk, int64_t D, int64_t Dv,
+                       Address query, Address key, Address value, Address v, Address lengths, Address mask,
+                       Strides mask_strides, Address bias, Strides bias_strides, double scale) {
+        return AttentionArguments{
+            score_id(score), itemsize, {B, Tq, Tk, D, Dv}, query, key, value, v, lengths, mask, bias, mask_strides,
+            bias_strides,    scale};
       }));
-  m.def("additive_forward", &additive_forward);
-  m.def("additive_backward", &additive_backward);
+  m.def("attention_forward", &attention_forward);
+  m.def("attention_backward", &attention_backward);
 }

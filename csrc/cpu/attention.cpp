@@ -5,26 +5,26 @@
 namespace fastrnn {
 namespace {
 template <class T>
-const AttentionKernels<T>& kernels() {
+const AttentionKernels<T>& kernels(ScoreId score) {
   if constexpr (std::is_same<T, float>::value)
-    return cpu_table().attention->f32;
+    return cpu_table().attention->f32[score];
   else
-    return cpu_table().attention->f64;
+    return cpu_table().attention->f64[score];
 }
 
 // One thread where the work is not worth waking others for (some 20 us), or where they are busy.
-template <class Params, class Kernel>
-void run(const Params& p, bool backward, int threads, int64_t (*scratch_bytes)(const Params&, bool, int),
-         Kernel kernel) {
+template <class T, class Params>
+void run(const AttentionKernels<T>& kernels, const Params& p, bool backward, int threads,
+         void (*kernel)(const Params&, char*, const Team&)) {
   const AttentionShape& s = p.shape;
-  if (s.B * s.Tq * s.Tk * s.D < 200'000) threads = 1;
+  if (s.B * s.Tq * s.Tk * s.D < kernels.worth_waking) threads = 1;
   struct Context {
     const Params& p;
     char* scratch;
-    Kernel kernel;
+    void (*kernel)(const Params&, char*, const Team&);
   };
   for (int n : {threads > 0 ? threads : num_threads(), 1}) {
-    Context context{p, thread_scratch(scratch_bytes(p, backward, n)), kernel};
+    Context context{p, thread_scratch(kernels.scratch(p, backward, n)), kernel};
     const auto work = [](void* c, const Team& team) {
       const Context& own = *static_cast<Context*>(c);
       FlushDenormals flush;
@@ -33,22 +33,18 @@ void run(const Params& p, bool backward, int threads, int64_t (*scratch_bytes)(c
     if (run_team(n, work, &context, Team())) return;
   }
 }
-template <class Params, class T>
-int64_t scratch_of(const Params& p, bool backward, int threads) {
-  return kernels<T>().additive_scratch(p, backward, threads);
-}
 }  // namespace
 
 template <class T>
-void run_additive_forward(const AdditiveForward<T>& p, int threads) {
-  run(p, false, threads, &scratch_of<AdditiveForward<T>, T>, kernels<T>().additive_forward);
+void run_attention_forward(ScoreId score, const AttentionForward<T>& p, int threads) {
+  run(kernels<T>(score), p, false, threads, kernels<T>(score).forward);
 }
 template <class T>
-void run_additive_backward(const AdditiveBackward<T>& p, int threads) {
-  run(p, true, threads, &scratch_of<AdditiveBackward<T>, T>, kernels<T>().additive_backward);
+void run_attention_backward(ScoreId score, const AttentionBackward<T>& p, int threads) {
+  run(kernels<T>(score), p, true, threads, kernels<T>(score).backward);
 }
-template void run_additive_forward<float>(const AdditiveForward<float>&, int);
-template void run_additive_forward<double>(const AdditiveForward<double>&, int);
-template void run_additive_backward<float>(const AdditiveBackward<float>&, int);
-template void run_additive_backward<double>(const AdditiveBackward<double>&, int);
+template void run_attention_forward<float>(ScoreId, const AttentionForward<float>&, int);
+template void run_attention_forward<double>(ScoreId, const AttentionForward<double>&, int);
+template void run_attention_backward<float>(ScoreId, const AttentionBackward<float>&, int);
+template void run_attention_backward<double>(ScoreId, const AttentionBackward<double>&, int);
 }  // namespace fastrnn

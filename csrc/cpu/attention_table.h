@@ -5,14 +5,23 @@
 
 namespace fastrnn {
 template <class T>
-struct AttentionKernels {  // scratch: additive_scratch() bytes for the whole team, 64-byte aligned
-  int64_t (*additive_scratch)(const AdditiveInput<T>&, bool backward, int threads);
-  void (*additive_forward)(const AdditiveForward<T>&, char* scratch, const Team&);
-  void (*additive_backward)(const AdditiveBackward<T>&, char* scratch, const Team&);
+struct AttentionKernels {
+  int64_t worth_waking;  // B*Tq*Tk*D from which more than one thread pays
+  int64_t (*scratch)(const AttentionInput<T>&, bool backward, int threads);  // bytes for the whole team
+  void (*forward)(const AttentionForward<T>&, char* scratch, const Team&);   // scratch 64-byte aligned
+  void (*backward)(const AttentionBackward<T>&, char* scratch, const Team&);
 };
 
 struct AttentionTable {
-  AttentionKernels<float> f32;
-  AttentionKernels<double> f64;
+  AttentionKernels<float> f32[kNumScores];
+  AttentionKernels<double> f64[kNumScores];
+};
+struct ScoreInfo {
+  const char* name;
+};
+constexpr ScoreInfo kScores[kNumScores] = {
+#define FASTRNN_INFO(name, Score) {#name},
+    FASTRNN_FOR_EACH_SCORE(FASTRNN_INFO)
+#undef FASTRNN_INFO
 };
 }  // namespace fastrnn

@@ -23,9 +23,9 @@ template <class T>
 void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& options);
 
 template <class T>
-void run_additive_forward(const AdditiveForward<T>& p, int threads);
+void run_attention_forward(ScoreId score, const AttentionForward<T>& p, int threads);
 template <class T>
-void run_additive_backward(const AdditiveBackward<T>& p, int threads);
+void run_attention_backward(ScoreId score, const AttentionBackward<T>& p, int threads);
 
 // Sets flush-to-zero and denormals-are-zero for the current thread, and restores the caller's mode on exit.
 class FlushDenormals {

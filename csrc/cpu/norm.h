@@ -23,15 +23,6 @@ struct Moments {
   T mean, rstd;
 };
 
-// By halves: a chain of W additions would take longer than the pass over a row.
-template <class T>
-T sum_lanes(Vec<T> v) {
-  alignas(64) T a[Vec<T>::kWidth];
-  v.store(a);
-  for (int half = Vec<T>::kWidth / 2; half; half /= 2)
-    for (int k = 0; k < half; ++k) a[k] += a[k + half];
-  return a[0];
-}
 template <class T, int N>
 T sum_all(const Vec<T> (&v)[N]) {
   Vec<T> sum = v[0];

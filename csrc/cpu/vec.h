@@ -249,5 +249,14 @@ inline void store_lanes(Vec<T> v, T* p, int64_t lanes) {
   else
     v.store_n(p, lanes);
 }
+// By halves: a chain of W additions would take longer than the pass over a row.
+template <class T>
+T sum_lanes(Vec<T> v) {
+  alignas(64) T a[Vec<T>::kWidth];
+  v.store(a);
+  for (int half = Vec<T>::kWidth / 2; half; half /= 2)
+    for (int k = 0; k < half; ++k) a[k] += a[k + half];
+  return a[0];
+}
 }  // namespace
 }  // namespace fastrnn

@@ -118,16 +118,18 @@ def measure_fma(threads: int) -> float: ...
 def measure_read(bytes: int, threads: int) -> float: ...
 def activation(name: str, n: int, x: int, y: int) -> None: ...
 
-class Attention:  # what forward and backward share; contiguous arrays but for the mask
+SCORES: list[str]
+
+class Attention:  # what forward and backward share; contiguous arrays but for mask and bias; value 0 = raw scores
     def __init__(
-        self, itemsize: int, B: int, Tq: int, Tk: int, D: int, Dv: int, query: int, key: int, value: int, v: int,
-        lengths: int, mask: int, mask_strides: list[int],
+        self, score: str, itemsize: int, B: int, Tq: int, Tk: int, D: int, Dv: int, query: int, key: int, value: int, v: int,
+        lengths: int, mask: int, mask_strides: list[int], bias: int, bias_strides: list[int], scale: float,
     ) -> None: ...  # fmt: skip
 
-def additive_forward(attention: Attention, context: int, weights: int, threads: int, /) -> None: ...
-def additive_backward(
+def attention_forward(attention: Attention, context: int, weights: int, threads: int, /) -> None: ...
+def attention_backward(
     attention: Attention, weights: int, dcontext: int, dweights: int, dquery: int, dkey: int, dvalue: int, dv: int,
-    threads: int, /,
+    dbias: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 
 class Stepper:

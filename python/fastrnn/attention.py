@@ -1,30 +1,18 @@
-"""Additive attention as one differentiable operation: `additive_attention`, over the kernels of `_core`.
-
-A registered operator serves eager code, autograd and torch.compile alike. Derivatives of second order differentiate the
-oracle, reference.additive_attention().
-"""
+"""Attention as functions, over the kernels of `_core`: scores, softmax and context as one differentiable operation."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _checks, _core, reference
-from .threads import current as current_threads
+from . import _checks
+from ._attention_operators import WITH_V, attention
 
-__all__ = ["additive_attention"]
-
-_FUNCTION = "additive_attention"
-_ARGS = "Tensor query, Tensor key, Tensor value, Tensor v, Tensor? lengths, Tensor? mask"
-_lib = torch.library.Library("fastrnn", "FRAGMENT")
-_lib.define(f"additive_attention({_ARGS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
-_lib.define(
-    f"additive_attention_backward({_ARGS}, Tensor weights, Tensor dcontext, Tensor? dweights) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+__all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
 
 
 def additive_attention(
@@ -33,183 +21,215 @@ def additive_attention(
     value: Tensor,
     v: Tensor,
     *,
+    scale: float = 1.0,
     lengths: Tensor | Sequence[int] | None = None,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of Bahdanau et al. (2015, arXiv 1409.0473) on queries and keys that have been projected.
 
-    score[q, k] = sum over d of v[d] tanh(query[q, d] + key[k, d]), softmax over k, weighted sum of the values. Memory
-    grows with Tq*Tk, not with Tq*Tk*D; gradients flow through the weights as well.
+    score[q, k] = sum over d of v[d] tanh(query[q, d] + key[k, d]), softmax over k of scale * score + bias, weighted sum
+    of the values. Memory grows with Tq*Tk, not with Tq*Tk*D; gradients flow through the weights as well.
 
     Args:
         query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
         key: [B, Tk, D].
         value: [B, Tk, Dv].
         v: [D].
+        scale: what scores are multiplied by, 1/temperature.
         lengths: [B] integers in [0, Tk], the keys of each row that are real.
         mask: bool [B, Tq, Tk], or broadcast to it; true where a key may be attended.
+        bias: [B, Tq, Tk], or broadcast to it, of query's dtype; added to the scaled scores, -inf hides a key.
 
     Returns:
         context [B, Tq, Dv] and weights [B, Tq, Tk]. A query that may attend to nothing has zeros, and zero gradients.
 
     Raises:
-        ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
 
     Example:
         >>> q, k = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
         >>> context, weights = additive_attention(q, k, k, torch.ones(4))
     """
-    lengths, mask = _check(query, key, value, v, lengths, mask)
-    dtype = query.dtype
-    if torch.is_autocast_enabled("cpu") and dtype is torch.float32:
-        dtype = torch.get_autocast_dtype("cpu")
-    if dtype in (torch.bfloat16, torch.float16):
-        wide = (t.to(dtype).float() for t in (query, key, value, v))
-        context, weights = torch.ops.fastrnn.additive_attention(*wide, lengths, mask)
-        return context.to(dtype), weights.to(dtype)
-    return torch.ops.fastrnn.additive_attention(query, key, value, v, lengths, mask)
+    return _attend("additive", query, key, value, v, scale, lengths, mask, bias)
 
 
-def _check(query: object, key: object, value: object, v: object, lengths: object, mask: object):
-    named = {"query": (query, 3), "key": (key, 3), "value": (value, 3), "v": (v, 1)}
-    for name, (t, rank) in named.items():
-        if not isinstance(t, Tensor):
-            raise _checks.type_error(_FUNCTION, name, t, "a torch.Tensor")
-        if not t.dtype.is_floating_point:
-            raise _checks.dtype_error(_FUNCTION, name, t.dtype, "float32, float64, bfloat16 or float16")
-        if t.dtype is not query.dtype:
-            raise _checks.dtype_error(_FUNCTION, name, t.dtype, f"{query.dtype} (the dtype of query)")
-        if t.device.type not in ("cpu", "meta"):
-            raise _checks.device_error(_FUNCTION, name, t.device, "cpu: attention has no CUDA kernel yet")
-        if t.device != query.device:
-            raise _checks.device_error(_FUNCTION, name, t.device, f"{query.device} (the device of query)")
-        if t.layout is not torch.strided:
-            raise _checks.DeviceError(f"{_FUNCTION}: {name} has layout {t.layout}, expected torch.strided")
-        _checks.check_rank(_FUNCTION, name, t.shape, {3: "(B, T, D)", 1: "(D)"}[rank])
-    (B, Tq, D), Tk = query.shape, key.shape[1]
-    _checks.check_shape(_FUNCTION, "key", key.shape, "(B, Tk, D)", (B, Tk, D))
-    _checks.check_shape(_FUNCTION, "value", value.shape, "(B, Tk, Dv)", (B, Tk, value.shape[2]))
-    _checks.check_shape(_FUNCTION, "v", v.shape, "(D,)", (D,))
+def dot_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float = 1.0,
+    lengths: Tensor | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of Luong et al. (2015, arXiv 1508.04025) with the score query . key, one head of any width.
+
+    weights = softmax over k of scale * (query[q] . key[k]) + bias, which are returned and differentiable; scale
+    1/sqrt(D) is that of Vaswani et al. (2017, arXiv 1706.03762).
+
+    Args:
+        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
+        key: [B, Tk, D].
+        value: [B, Tk, Dv].
+        scale, lengths, mask, bias: as in additive_attention().
+
+    Returns:
+        context [B, Tq, Dv] and weights [B, Tq, Tk]. A query that may attend to nothing has zeros, and zero gradients.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
+
+    Example:
+        >>> q, k = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
+        >>> context, weights = dot_attention(q, k, k, scale=0.5)
+    """
+    return _attend("dot", query, key, value, None, scale, lengths, mask, bias)
+
+
+def additive_scores(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
+    """The scores of additive attention alone: sum over d of v[d] tanh(query[q, d] + key[k, d]).
+
+    Args:
+        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
+        key: [B, Tk, D].
+        v: [D].
+
+    Returns:
+        scores [B, Tq, Tk]; no array of size Tq*Tk*D is made.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+
+    Example:
+        >>> scores = additive_scores(torch.ones(2, 3, 4), torch.ones(2, 5, 4), torch.ones(4))
+    """
+    (query, key, v), dtype = _cast(query, key, v)
+    _check_tensors("additive_scores", {"query": query, "key": key, "v": v})
+    return _in_kernel_dtype(dtype, "additive", query, key, None, v)[1]
+
+
+def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
+    """The scores of dot attention alone, scale * (query[q] . key[k]), by torch.
+
+    Args:
+        query: [B, Tq, D].
+        key: [B, Tk, D].
+        scale: what scores are multiplied by.
+
+    Returns:
+        scores [B, Tq, Tk].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
+
+    Example:
+        >>> scores = dot_scores(torch.ones(2, 3, 4), torch.ones(2, 5, 4))
+    """
+    (query, key), _ = _cast(query, key)
+    _check_tensors("dot_scores", {"query": query, "key": key})
+    scale = _check_scale("dot_scores", scale)
+    scores = torch.bmm(query, key.transpose(1, 2))
+    return scores if scale == 1 else scores * scale
+
+
+def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Tensor, Tensor]:
+    function = f"{score}_attention"
+    (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
+    named = {"query": query, "key": key, "value": value}
+    _check_tensors(function, named | {"v": v} if score in WITH_V else named)
+    scale = _check_scale(function, scale)
+    B, Tq, Tk = *query.shape[:2], key.shape[1]
     if lengths is not None:
-        if not isinstance(lengths, Tensor):
-            lengths = torch.as_tensor(lengths)
-        if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
-            raise _checks.dtype_error(_FUNCTION, "lengths", lengths.dtype, "an integer dtype")
-        _checks.check_shape(_FUNCTION, "lengths", lengths.shape, "(B,)", (B,))
-        lengths = lengths.to(torch.int64)
+        lengths = _check_lengths(function, lengths, B)
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-            raise _checks.dtype_error(_FUNCTION, "mask", getattr(mask, "dtype", type(mask).__name__), "torch.bool")
-        try:
-            mask = mask.expand(B, Tq, Tk)
-        except RuntimeError:
-            raise _checks.shape_error(_FUNCTION, "mask", mask.shape, "(B, Tq, Tk)", (B, Tq, Tk)) from None
-    return lengths, mask
+        mask = _check_mask(function, mask, (B, Tq, Tk))
+    if bias is not None:
+        bias = _check_bias(function, bias, query, (B, Tq, Tk))
+    return _in_kernel_dtype(dtype, score, query, key, value, v, lengths, mask, bias, scale)
+
+
+def _cast(*tensors: object) -> tuple[tuple, torch.dtype | None]:
+    """The tensors as autocast wants them, and the dtype of the results (that of the first)."""
+    if torch.is_autocast_enabled("cpu"):
+        narrow = torch.get_autocast_dtype("cpu")
+        kinds = (torch.float32, torch.bfloat16, torch.float16)
+        tensors = tuple(t.to(narrow) if isinstance(t, Tensor) and t.dtype in kinds else t for t in tensors)
+    return tensors, getattr(tensors[0], "dtype", None)
+
+
+def _in_kernel_dtype(dtype, score, query, key, value, v, lengths=None, mask=None, bias=None, scale=1.0):
+    if dtype in (torch.float32, torch.float64):
+        return attention(score, query, key, value, v, lengths, mask, bias, scale)
+    query, key, value, v, bias = (None if t is None else t.float() for t in (query, key, value, v, bias))
+    context, weights = attention(score, query, key, value, v, lengths, mask, bias, scale)
+    return context.to(dtype), weights.to(dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Operators
+# Checks
+
+_KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.resolve_neg().contiguous()
-    return t.clone() if t.data_ptr() % t.element_size() else t
+def _check_tensors(function: str, named: dict[str, object]) -> None:
+    query = named["query"]
+    for name, t in named.items():
+        _check_tensor(function, name, t, query)
+        _checks.check_rank(function, name, t.shape, "(D)" if name == "v" else "(B, T, D)")
+    (B, _, D), Tk = query.shape, named["key"].shape[1]
+    _checks.check_shape(function, "key", named["key"].shape, "(B, Tk, D)", (B, Tk, D))
+    if "value" in named:
+        value = named["value"].shape
+        _checks.check_shape(function, "value", value, "(B, Tk, Dv)", (B, Tk, value[2]))
+    if "v" in named:
+        _checks.check_shape(function, "v", named["v"].shape, "(D,)", (D,))
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise _checks.type_error(function, name, t, "a torch.Tensor")
+    if t.dtype not in _KINDS:
+        raise _checks.dtype_error(function, name, t.dtype, "float32, float64, bfloat16 or float16")
+    if t.dtype is not query.dtype:
+        raise _checks.dtype_error(function, name, t.dtype, f"{query.dtype} (the dtype of query)")
+    if t.device.type not in ("cpu", "meta"):
+        raise _checks.device_error(function, name, t.device, "cpu: attention has no CUDA kernel yet")
+    if t.device != query.device:
+        raise _checks.device_error(function, name, t.device, f"{query.device} (the device of query)")
+    if t.layout is not torch.strided:
+        raise _checks.DeviceError(f"{function}: {name} has layout {t.layout}, expected torch.strided")
 
 
-def _arguments(query, key, value, v, lengths, mask) -> tuple:
-    """The call as _core takes it, and the tensors whose memory it reads."""
-    _check(query, key, value, v, lengths, mask)
-    if query.dtype not in (torch.float32, torch.float64):
-        raise _checks.dtype_error(_FUNCTION, "query", query.dtype, "torch.float32 or torch.float64")
-    tensors = [_dense(t) for t in (query, key, value, v, lengths)]
-    (B, Tq, D), (_, Tk, Dv) = query.shape, value.shape
-    if lengths is not None and lengths.numel():
-        lowest, highest = (int(n) for n in lengths.aminmax())
-        _checks.check_lengths(_FUNCTION, lowest, highest, Tk)
-    strides = [0, 0, 0] if mask is None else list(mask.stride())
-    call = _core.Attention(
-        query.element_size(), B, Tq, Tk, D, Dv, *map(_address, tensors), _address(mask), strides
-    )  # fmt: skip
-    return call, (tensors, mask)
+def _check_scale(function: str, scale: object) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        raise ValueError(f"{function}: scale is {scale!r}, expected a finite number")
+    return float(scale)
 
 
-def _forward(query, key, value, v, lengths, mask):
-    call, _owners = _arguments(query, key, value, v, lengths, mask)
-    (B, Tq, _), (_, Tk, Dv) = query.shape, value.shape
-    context, weights = query.new_empty(B, Tq, Dv), query.new_empty(B, Tq, Tk)
-    if B and Tq:
-        _core.additive_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
-    return context, weights
+def _check_lengths(function: str, lengths: object, B: int) -> Tensor:
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
+        raise _checks.dtype_error(function, "lengths", lengths.dtype, "an integer dtype")
+    _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))
+    return lengths.to(torch.int64)
 
 
-def _backward(query, key, value, v, lengths, mask, weights, dcontext, dweights):
-    call, _owners = _arguments(query, key, value, v, lengths, mask)
-    weights, dcontext, dweights = _dense(weights), _dense(dcontext), _dense(dweights)
-    _checks.check_shape(_FUNCTION, "weights", weights.shape, "(B, Tq, Tk)", (*query.shape[:2], key.shape[1]))
-    _checks.check_shape(_FUNCTION, "dcontext", dcontext.shape, "(B, Tq, Dv)", (*query.shape[:2], value.shape[2]))
-    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value, v)]
-    _core.additive_backward(
-        call, weights.data_ptr(), dcontext.data_ptr(), _address(dweights), *map(_address, grads), current_threads()
-    )
-    return tuple(grads)
+def _check_mask(function: str, mask: object, shape: tuple[int, int, int]) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        raise _checks.dtype_error(function, "mask", getattr(mask, "dtype", type(mask).__name__), "torch.bool")
+    return _expand(function, "mask", mask, shape)
 
 
-def _forward_fake(query, key, value, v, lengths, mask):
-    (B, Tq, _), (_, Tk, Dv) = query.shape, value.shape
-    return query.new_empty(B, Tq, Dv), query.new_empty(B, Tq, Tk)
+def _check_bias(function: str, bias: object, query: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    _check_tensor(function, "bias", bias, query)
+    return _expand(function, "bias", bias, shape)
 
 
-def _backward_fake(query, key, value, v, lengths, mask, weights, dcontext, dweights):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value, v))
-
-
-_lib.impl("additive_attention", _forward, "CPU")
-_lib.impl("additive_attention_backward", _backward, "CPU")
-torch.library.register_fake("fastrnn::additive_attention", _forward_fake, lib=_lib)
-torch.library.register_fake("fastrnn::additive_attention_backward", _backward_fake, lib=_lib)
-
-
-def _save_forward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, dcontext, dweights):
-    query, key, value, v, lengths, mask, weights = ctx.saved_tensors
-    if dcontext is None:
-        dcontext = query.new_zeros(*query.shape[:2], value.shape[2])
-    inputs = (query, key, value, v, lengths, mask)
-    return *torch.ops.fastrnn.additive_attention_backward(*inputs, weights, dcontext, dweights), None, None
-
-
-def _save_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate_twice(ctx, *above):
-    """The derivative of the oracle's derivative."""
-    query, key, value, v, lengths, mask, _, dcontext, dweights = ctx.saved_tensors
-    given = (query, key, value, v, dcontext) + (() if dweights is None else (dweights,))
-
-    def once(query, key, value, v, dcontext, dweights=None):
-        (_, weights), vjp = torch.func.vjp(
-            lambda *inputs: reference.additive_attention(*inputs, lengths, mask), query, key, value, v
-        )
-        return vjp((dcontext, torch.zeros_like(weights) if dweights is None else dweights))
-
-    with torch.enable_grad():
-        _, vjp = torch.func.vjp(once, *given)
-        dquery, dkey, dvalue, dv, *rest = vjp(tuple(above))
-    return dquery, dkey, dvalue, dv, None, None, None, rest[0], rest[1] if len(rest) > 1 else None
-
-
-torch.library.register_autograd("fastrnn::additive_attention", _differentiate, setup_context=_save_forward, lib=_lib)
-torch.library.register_autograd(
-    "fastrnn::additive_attention_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib
-)
+def _expand(function: str, name: str, t: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    try:
+        return t.expand(shape)
+    except RuntimeError:
+        raise _checks.shape_error(function, name, t.shape, "(B, Tq, Tk)", shape) from None

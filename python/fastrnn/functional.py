@@ -17,9 +17,22 @@ from ._functional_family import fastgrnn, fastrnn, indrnn, mingru, minlstm
 from ._kernels import CELLS
 from ._noise import Rates
 from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
-from .attention import additive_attention
+from .attention import additive_attention, additive_scores, dot_attention, dot_scores
 
-__all__ = ["additive_attention", "fastgrnn", "fastrnn", "gru", "indrnn", "lstm", "mingru", "minlstm", "rnn"]
+__all__ = [
+    "additive_attention",
+    "additive_scores",
+    "dot_attention",
+    "dot_scores",
+    "fastgrnn",
+    "fastrnn",
+    "gru",
+    "indrnn",
+    "lstm",
+    "mingru",
+    "minlstm",
+    "rnn",
+]
 
 
 def lstm(

@@ -337,6 +337,59 @@ def layer(
     return (*found, torch.cat(cs, -1)) if return_states else found
 
 
+def additive_scores(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
+    """Bahdanau et al. 2015: sum over d of v[d] tanh(query[q, d] + key[k, d])."""
+    return ((query.unsqueeze(2) + key.unsqueeze(1)).tanh() * v).sum(-1)
+
+
+def dot_scores(query: Tensor, key: Tensor, v: None = None) -> Tensor:
+    """Luong et al. 2015: query[q] . key[k]."""
+    return query @ key.transpose(1, 2)
+
+
+SCORES: dict[str, Callable[..., Tensor]] = {"additive": additive_scores, "dot": dot_scores}
+
+
+def attention(
+    score: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    v: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention: softmax over k of scale * score(query[q], key[k]) + bias, and the weighted sum of the values.
+
+    Args:
+        score: a name in SCORES.
+        query, key, value: [B, Tq, D], [B, Tk, D], [B, Tk, Dv]; value None for the raw scores.
+        v: [D], for the additive score.
+        lengths: [B] integers, how many keys are real.
+        mask: bool [B, Tq, Tk], true where a key may be attended.
+        bias: [B, Tq, Tk] or broadcast to it.
+        scale: what scores are multiplied by.
+
+    Returns:
+        context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing. Without value nothing,
+        and the raw scores.
+    """
+    scores = SCORES[score](query, key, v)
+    if value is None:
+        return query.new_empty(0), scores
+    logits = scores * scale
+    keep = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+    if bias is not None:
+        logits = logits + bias
+        keep = keep & (logits != -float("inf"))
+    if lengths is not None:
+        keep = keep & (torch.arange(key.shape[1], device=key.device) < lengths[:, None]).unsqueeze(1)
+    weights = logits.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~keep, 0)
+    return weights @ value, weights
+
+
 def additive_attention(
     query: Tensor,
     key: Tensor,
@@ -345,20 +398,5 @@ def additive_attention(
     lengths: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bahdanau et al. 2015: softmax over k of v . tanh(query[q] + key[k]), and the weighted sum of the values.
-
-    Args:
-        query, key, value: [B, Tq, D], [B, Tk, D], [B, Tk, Dv].
-        v: [D].
-        lengths: [B] integers, how many keys are real.
-        mask: bool [B, Tq, Tk], true where a key may be attended.
-
-    Returns:
-        context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing.
-    """
-    score = ((query.unsqueeze(2) + key.unsqueeze(1)).tanh() * v).sum(-1)
-    keep = torch.ones_like(score, dtype=torch.bool) if mask is None else mask.expand_as(score)
-    if lengths is not None:
-        keep = keep & (torch.arange(key.shape[1], device=key.device) < lengths[:, None]).unsqueeze(1)
-    weights = score.masked_fill(~keep, torch.finfo(score.dtype).min).softmax(-1).masked_fill(~keep, 0)
-    return weights @ value, weights
+    """attention() with the additive score."""
+    return attention("additive", query, key, value, v, lengths, mask)

@@ -1,0 +1,261 @@
+"""Attention with any score function of `_core` as one differentiable operation, over three call paths to one kernel.
+
+1. eager, no gradient: a raw call;
+2. eager with gradient: a classic autograd.Function around the same call;
+3. torch.compile, export and everything else that has to see an operator: fastrnn::attention and its backward.
+
+Second derivatives differentiate the oracle, reference.attention().
+
+The order everywhere: score, query, key, value, v, lengths, mask, bias, scale. Without value the raw scores are wanted:
+they take the place of the weights, and context is empty.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks, _core, ops, reference
+from .threads import current as current_threads
+
+SCORES = tuple(_core.SCORES)
+WITH_V = ("additive",)  # scores with a parameter v
+
+_ARGS = (
+    "str score, Tensor query, Tensor key, Tensor? value, Tensor? v, Tensor? lengths, Tensor? mask, Tensor? bias, "
+    "float scale"
+)
+_lib = torch.library.Library("fastrnn", "FRAGMENT")
+_lib.define(f"attention({_ARGS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
+_lib.define(
+    f"attention_backward({_ARGS}, Tensor weights, Tensor? dcontext, Tensor? dweights, bool with_dbias) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def attention(
+    score: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    v: Tensor | None = None,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64."""
+    tensors = (query, key, value, v, lengths, mask, bias)
+    if ops._watched() or ops._exotic(tensors):
+        return torch.ops.fastrnn.attention(score, *tensors, scale)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Eager.apply(score, *tensors, scale)
+    return _forward(score, *tensors, scale)
+
+
+class _Eager(torch.autograd.Function):
+    """Path 2."""
+
+    @staticmethod
+    def forward(ctx, score, query, key, value, v, lengths, mask, bias, scale):
+        context, weights = _forward(score, query, key, value, v, lengths, mask, bias, scale)
+        ctx.save_for_backward(query, key, value, v, lengths, mask, bias, weights)
+        ctx.score, ctx.scale = score, scale
+        ctx.set_materialize_grads(False)
+        return context, weights
+
+    @staticmethod
+    def backward(ctx, dcontext, dweights):
+        raw = not (torch.is_grad_enabled() or ops._watched() or ops._exotic((dcontext, dweights)))
+        return _differentiate(ctx, dcontext, dweights, _backward if raw else torch.ops.fastrnn.attention_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Raw calls
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    if t is None:
+        return None
+    t = t.resolve_neg().contiguous()
+    return t.clone() if t.data_ptr() % t.element_size() else t
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _pairs(t: Tensor | None) -> tuple[Tensor | None, list[int]]:
+    """An array [B, Tq, Tk] whose memory can be read as it is, and its strides."""
+    if t is None:
+        return None, [0, 0, 0]
+    if t.is_neg() or t.data_ptr() % t.element_size():
+        t = t.resolve_neg().clone()
+    return t, list(t.stride())
+
+
+def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
+    """The call as _core takes it, and the tensors whose memory it reads."""
+    tensors = [_dense(t) for t in (query, key, value, v, lengths)]
+    (mask, mask_strides), (bias, bias_strides) = _pairs(mask), _pairs(bias)
+    (B, Tq, D), Tk, Dv = query.shape, key.shape[1], 0 if value is None else value.shape[2]
+    if lengths is not None and lengths.numel():
+        lowest, highest = (int(n) for n in lengths.aminmax())
+        _checks.check_lengths(f"{score}_attention", lowest, highest, Tk)
+    addresses = [_address(t) for t in tensors]
+    if value is not None and not addresses[2]:
+        addresses[2] = addresses[0] or 64  # empty; zero would ask for raw scores
+    call = _core.Attention(
+        score, query.element_size(), B, Tq, Tk, D, Dv, *addresses, _address(mask), mask_strides, _address(bias),
+        bias_strides, scale,
+    )  # fmt: skip
+    return call, (tensors, mask, bias)
+
+
+def _forward(score, query, key, value, v, lengths, mask, bias, scale):
+    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    context, weights = _forward_fake(score, query, key, value, v, lengths, mask, bias, scale)
+    _core.attention_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
+    return context, weights
+
+
+def _backward(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    weights, dcontext, dweights = _dense(weights), _dense(dcontext), _dense(dweights)
+    found = _backward_fake(
+        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
+    )
+    _core.attention_backward(
+        call, weights.data_ptr(), _address(dcontext), _address(dweights), *map(_address, found), current_threads()
+    )
+    return found
+
+
+def _forward_fake(score, query, key, value, v, lengths, mask, bias, scale):
+    (B, Tq, _), Tk = query.shape, key.shape[1]
+    context = query.new_empty(0) if value is None else query.new_empty(B, Tq, value.shape[2])
+    return context, query.new_empty(B, Tq, Tk)
+
+
+def _backward_fake(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+    like = (query, key, value, v, weights if with_dbias else None)
+    return tuple(query.new_empty((0,) if t is None else t.shape) for t in like)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators
+
+
+def _check_call(score, query, key, value, v, lengths, mask, bias) -> None:
+    """What has to hold for memory to be read safely; the public functions have checked it, other callers may not."""
+    f = "attention"
+    if score not in SCORES:
+        raise ValueError(f"{f}: score is {score!r}, expected one of {', '.join(SCORES)}")
+    if query.dtype not in (torch.float32, torch.float64):
+        raise _checks.dtype_error(f, "query", query.dtype, "torch.float32 or torch.float64")
+    _checks.check_rank(f, "query", query.shape, "(B, Tq, D)")
+    _checks.check_rank(f, "key", key.shape, "(B, Tk, D)")
+    (B, Tq, D), Tk = query.shape, key.shape[1]
+    if (v is not None) != (score in WITH_V):
+        raise ValueError(f"{f}: v is {'absent' if v is None else 'given'}, expected the opposite for {score!r}")
+    shapes = {"key": (key, (B, Tk, D)), "v": (v, (D,)), "bias": (bias, (B, Tq, Tk))}
+    shapes["value"] = (value, (B, Tk, value.shape[-1] if value is not None and value.ndim else 0))
+    for name, (t, shape) in shapes.items():
+        if t is not None:
+            _checks.check_shape(f, name, t.shape, "its shape", shape)
+            if t.dtype is not query.dtype:
+                raise _checks.dtype_error(f, name, t.dtype, f"{query.dtype} (the dtype of query)")
+    for name, t, shape, dtype in (("lengths", lengths, (B,), torch.int64), ("mask", mask, (B, Tq, Tk), torch.bool)):
+        if t is not None:
+            _checks.check_shape(f, name, t.shape, "its shape", shape)
+            if t.dtype is not dtype:
+                raise _checks.dtype_error(f, name, t.dtype, dtype)
+
+
+def _forward_op(score, query, key, value, v, lengths, mask, bias, scale):
+    _check_call(score, query, key, value, v, lengths, mask, bias)
+    return _forward(score, query, key, value, v, lengths, mask, bias, scale)
+
+
+def _backward_op(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+    _check_call(score, query, key, value, v, lengths, mask, bias)
+    B, Tq, Tk = *query.shape[:2], key.shape[1]
+    above = {"weights": (weights, (B, Tq, Tk)), "dweights": (dweights, (B, Tq, Tk))}
+    if value is not None:
+        above["dcontext"] = (dcontext, (B, Tq, value.shape[2]))
+    for name, (t, shape) in above.items():
+        if t is None and name == ("dweights" if value is None else "dcontext"):
+            raise ValueError(f"attention_backward: {name} is None, expected a tensor of shape {shape}")
+        if t is not None:
+            _checks.check_shape("attention_backward", name, t.shape, "its shape", shape)
+            if t.dtype is not query.dtype:
+                raise _checks.dtype_error("attention_backward", name, t.dtype, f"{query.dtype} (the dtype of query)")
+    return _backward(
+        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
+    )  # fmt: skip
+
+
+def _save_forward(ctx, inputs, output):
+    score, *tensors, scale = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.score, ctx.scale = score, scale
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, dcontext, dweights, backward=None):
+    query, key, value, v, lengths, mask, bias, weights = ctx.saved_tensors
+    if value is not None and dcontext is None:
+        dcontext = query.new_zeros(*query.shape[:2], value.shape[2])
+    if value is None:
+        dcontext, dweights = None, torch.zeros_like(weights) if dweights is None else dweights
+    wanted = bias is not None and ctx.needs_input_grad[7]
+    inputs = (ctx.score, query, key, value, v, lengths, mask, bias, ctx.scale)
+    call = backward or torch.ops.fastrnn.attention_backward
+    dquery, dkey, dvalue, dv, dbias = call(*inputs, weights, dcontext, dweights, wanted)
+    present = (value is not None, v is not None, wanted)
+    dvalue, dv, dbias = (t if there else None for t, there in zip((dvalue, dv, dbias), present))
+    return None, dquery, dkey, dvalue, dv, None, None, dbias, None
+
+
+def _save_backward(ctx, inputs, output):
+    score, *tensors, scale, weights, dcontext, dweights, with_dbias = inputs
+    ctx.save_for_backward(*tensors, dcontext, dweights)
+    ctx.score, ctx.scale, ctx.with_dbias = score, scale, with_dbias
+
+
+def _differentiate_twice(ctx, *above):
+    """The derivative of the oracle's derivative."""
+    query, key, value, v, lengths, mask, bias, dcontext, dweights = ctx.saved_tensors
+    arguments = {"query": query, "key": key, "value": value, "v": v, "bias": bias}
+    given = {name: t for name, t in arguments.items() if t is not None}
+    ups = {name: t for name, t in (("dcontext", dcontext), ("dweights", dweights)) if t is not None}
+
+    def once(*tensors):
+        first, second = tensors[: len(given)], dict(zip(ups, tensors[len(given) :]))
+
+        def oracle(*inputs):
+            named = {"value": None} | dict(zip(given, inputs))
+            return reference.attention(ctx.score, lengths=lengths, mask=mask, scale=ctx.scale, **named)
+
+        outs, vjp = torch.func.vjp(oracle, *first)
+        return vjp(tuple(second.get(n, torch.zeros_like(o)) for n, o in zip(("dcontext", "dweights"), outs)))
+
+    wanted = [d for d, t in zip(above, arguments.values()) if t is not None]
+    if bias is not None and not ctx.with_dbias:
+        wanted[-1] = torch.zeros_like(bias)
+    with torch.enable_grad():
+        _, vjp = torch.func.vjp(once, *given.values(), *ups.values())
+        found = dict(zip((*given, *ups), vjp(tuple(wanted))))
+    first = [found.get(name) for name in ("query", "key", "value", "v")]
+    return None, *first, None, None, found.get("bias"), None, None, found.get("dcontext"), found.get("dweights"), None
+
+
+_lib.impl("attention", _forward_op, "CPU")
+_lib.impl("attention_backward", _backward_op, "CPU")
+torch.library.register_fake("fastrnn::attention", _forward_fake, lib=_lib)
+torch.library.register_fake("fastrnn::attention_backward", _backward_fake, lib=_lib)
+torch.library.register_autograd("fastrnn::attention", _differentiate, setup_context=_save_forward, lib=_lib)
+torch.library.register_autograd(
+    "fastrnn::attention_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib
+)
