@@ -13,10 +13,10 @@ from ._checks import DeviceError, DTypeError, ShapeError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bench, diagnostics, functional, nn, numpy, ops, reference
+    from . import bench, diagnostics, functional, nn, normalizers, numpy, ops, reference, weights
     from ._convert import convert, to_torch
 
-_NEEDS_TORCH = ("diagnostics", "functional", "nn", "ops", "reference")
+_NEEDS_TORCH = ("diagnostics", "functional", "nn", "normalizers", "ops", "reference")
 _MODULES = (*_NEEDS_TORCH, "bench", "numpy", "weights")
 _FROM = {
     "get_num_threads": "threads",
@@ -38,6 +38,7 @@ __all__ = [
     "isa",
     "isas",
     "nn",
+    "normalizers",
     "numpy",
     "ops",
     "reference",
