@@ -13,10 +13,10 @@ from ._checks import DeviceError, DTypeError, ShapeError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bench, diagnostics, functional, nn, normalizers, numpy, ops, reference, weights
+    from . import bench, diagnostics, functional, nn, normalizers, numpy, ops, reference, scopes, weights
     from ._convert import convert, to_torch
 
-_NEEDS_TORCH = ("diagnostics", "functional", "nn", "normalizers", "ops", "reference")
+_NEEDS_TORCH = ("diagnostics", "functional", "nn", "normalizers", "ops", "reference", "scopes")
 _MODULES = (*_NEEDS_TORCH, "bench", "numpy", "weights")
 _FROM = {
     "get_num_threads": "threads",
@@ -42,6 +42,7 @@ __all__ = [
     "numpy",
     "ops",
     "reference",
+    "scopes",
     "set_isa",
     "set_num_threads",
     "show_config",
