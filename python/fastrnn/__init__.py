@@ -13,11 +13,11 @@ from ._checks import DeviceError, DTypeError, ShapeError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bench, diagnostics, functional, nn, normalizers, numpy, ops, reference, scopes, weights
+    from . import bench, diagnostics, functional, nn, normalizers, numpy, ops, plots, reference, scopes, weights
     from ._convert import convert, to_torch
 
 _NEEDS_TORCH = ("diagnostics", "functional", "nn", "normalizers", "ops", "reference", "scopes")
-_MODULES = (*_NEEDS_TORCH, "bench", "numpy", "weights")
+_MODULES = (*_NEEDS_TORCH, "bench", "numpy", "plots", "weights")
 _FROM = {
     "get_num_threads": "threads",
     "set_num_threads": "threads",
@@ -41,6 +41,7 @@ __all__ = [
     "normalizers",
     "numpy",
     "ops",
+    "plots",
     "reference",
     "scopes",
     "set_isa",
