@@ -327,6 +327,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"),
       "exp, tanh or sigmoid of float32 as the kernels compute it.");
   bind_attention(m);
+  bind_decoder(m);
   py::class_<AnyStepper>(m, "Stepper")
       .def(py::init<const std::string&, int, int64_t, const std::vector<std::tuple<int64_t, int64_t, int64_t>>&,
                     const Addresses&, const std::array<double, 2>&>())

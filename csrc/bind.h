@@ -22,3 +22,4 @@ T* at(const Addresses& list, size_t i) {
 }
 
 void bind_attention(py::module_& m);
+void bind_decoder(py::module_& m);

@@ -6,6 +6,7 @@ the call.
 Letters: T time steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions, G gates, S states.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -131,6 +132,29 @@ def attention_backward(
     attention: Attention, weights: int, dcontext: int, dweights: int, dquery: int, dkey: int, dvalue: int, dv: int,
     dbias: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+
+class Decoder:  # what forward and backward of an attention decoder share; contiguous arrays, see csrc/decoder.h
+    def __init__(
+        self,
+        itemsize: int,
+        cell: str,  # "lstm" or "gru"
+        bahdanau: bool,  # the order
+        sizes: Sequence[int],  # B, T, Tk, H, M, A, F
+        # gates, memory, keys, lengths, h0, c0, feed0, w_hh, b_hh, w_feed, w_query, v, w_context, w_hidden; 0 = absent
+        inputs: Sequence[int],
+    ) -> None: ...
+
+def decoder_record(cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool) -> int: ...  # numbers kept per step
+def decoder_forward(
+    decoder: Decoder, outputs: int, weights: int, h: int, c: int, reserve: int, threads: int, /
+) -> None: ...
+def decoder_backward(
+    decoder: Decoder,
+    given: Sequence[int],  # weights, reserve, doutputs, dweights, dh, dc; 0 = zero
+    found: Sequence[int],  # gradients of the inputs without lengths
+    threads: int,
+    /,
+) -> None: ...
 
 class Stepper:
     """Layers that advance by one time step; the weights are copied, the states are kept inside."""

@@ -18,10 +18,13 @@ from ._kernels import CELLS
 from ._noise import Rates
 from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
+from .decoder import DecoderWeights, attention_decoder
 
 __all__ = [
+    "DecoderWeights",
     "additive_attention",
     "additive_scores",
+    "attention_decoder",
     "dot_attention",
     "dot_scores",
     "fastgrnn",

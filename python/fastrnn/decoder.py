@@ -1,0 +1,289 @@
+"""The attention decoder as one differentiable operation: `attention_decoder`, over the kernels of `_core`.
+
+What can leave the loop over time does: the input part of the gates is one product for all steps, the keys are projected
+by the caller once, and the gradients of all weights are products over all steps. A registered operator serves eager
+code, autograd and torch.compile alike. Derivatives of second order differentiate the oracle,
+reference.attention_decoder().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from . import _checks, _core, reference
+from ._decoder_checks import FUNCTION, check_operator, check_tensor, check_user, checked_lengths, sizes_of, split_state
+from .threads import current as current_threads
+
+__all__ = ["DecoderWeights", "attention_decoder"]
+
+_ARGS = (
+    "str cell, bool bahdanau, Tensor gates, Tensor memory, Tensor keys, Tensor? lengths, Tensor h0, Tensor? c0, "
+    "Tensor? feed0, Tensor w_hh, Tensor? b_hh, Tensor? w_feed, Tensor? w_query, Tensor? v, Tensor? w_context, "
+    "Tensor? w_hidden"
+)
+_DIFFERENTIABLE = 13  # every tensor of _ARGS but lengths
+_lib = torch.library.Library("fastrnn", "FRAGMENT")
+_tags = (torch.Tag.pt2_compliant_tag,)
+_lib.define(f"attention_decoder({_ARGS}, bool training) -> ({', '.join(['Tensor'] * 5)})", tags=_tags)
+_lib.define(
+    f"attention_decoder_backward({_ARGS}, Tensor weights, Tensor reserve, Tensor? doutputs, Tensor? dweights, "
+    f"Tensor? dh, Tensor? dc) -> ({', '.join(['Tensor'] * _DIFFERENTIABLE)})",
+    tags=_tags,
+)
+
+
+class DecoderWeights(NamedTuple):
+    """The weights of a decoder. E is the width of its input, H of its state, M of the memory, A of the keys.
+
+    weight_ih is [G*H, E + F] with torch's gate order, F being what is fed to the cell beside the input: the context (M)
+    in Bahdanau's order; h~ of the step before (H), or nothing (0), in Luong's.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor  # [G*H, H]
+    bias_ih: Tensor | None = None  # [G*H]
+    bias_hh: Tensor | None = None  # [G*H]
+    query_weight: Tensor | None = None  # [A, H], additive score
+    v: Tensor | None = None  # [A], additive score
+    output_weight: Tensor | None = None  # [H, M + H], of context and h: Luong's order
+
+
+def attention_decoder(
+    x: Tensor,
+    memory: Tensor,
+    weights: DecoderWeights,
+    state: Tensor | tuple[Tensor, Tensor] | None = None,
+    *,
+    cell: str = "lstm",
+    order: str = "luong",
+    keys: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    feed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | tuple[Tensor, Tensor]]:
+    """A recurrent cell that attends to a memory at each step, all steps in one call (teacher forcing).
+
+    order "luong" (Luong et al. 2015, arXiv 1508.04025): the cell first, its h is the query, the output is
+    h~ = tanh(W_c [context; h]), which enters the next step beside the input if weight_ih is as wide as both (input
+    feeding). order "bahdanau" (Bahdanau et al. 2015, arXiv 1409.0473): h of the step before is the query, the context
+    enters the cell beside the input, and the output is h. The score is v . tanh(W_q query + key) if the weights have v,
+    else query . key.
+
+    Args:
+        x: [B, T, E], the embedded inputs; float32 or float64, bfloat16 and float16 through float32.
+        memory: [B, Tk, M], what is attended to, usually an encoder's output.
+        weights: see DecoderWeights.
+        state: the state before the first step, zeros if absent: (h [B, H], c [B, H]) of an LSTM, h of a GRU.
+        cell: "lstm" or "gru".
+        keys: [B, Tk, A], the projected memory; the memory itself if absent. A = H for the dot score.
+        lengths: [B] integers in [0, Tk], how much of each memory is real.
+        feed: [B, H], h~ before the first step where it is fed, zeros if absent: for a sequence decoded in parts.
+
+    Returns:
+        outputs [B, T, H], weights [B, T, Tk] and the last state, in the form of `state`. Where nothing may be attended
+        to the weights and the context are zero.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
+
+    Example:
+        >>> w = DecoderWeights(torch.ones(16, 3 + 4), torch.ones(16, 4), output_weight=torch.ones(4, 4 + 4))
+        >>> y, shares, (h, c) = attention_decoder(torch.ones(2, 5, 3), torch.ones(2, 7, 4), w)
+    """
+    dtype = check_user(x, memory, weights, cell, order, DecoderWeights._fields)
+    if dtype in (torch.bfloat16, torch.float16):
+
+        def wide(t):
+            return t if t is None or not isinstance(t, Tensor) else t.to(dtype).float()
+
+        states = None if state is None else wide(state) if isinstance(state, Tensor) else tuple(map(wide, state))
+        with torch.autocast("cpu", enabled=False):
+            outputs, shares, last = attention_decoder(
+                wide(x), wide(memory), DecoderWeights(*map(wide, weights)), states, cell=cell, order=order,
+                keys=wide(keys), lengths=lengths, feed=wide(feed),
+            )  # fmt: skip
+        last = last.to(dtype) if isinstance(last, Tensor) else tuple(t.to(dtype) for t in last)
+        return outputs.to(dtype), shares.to(dtype), last
+    arguments = prepare(x, memory, weights, state, cell, order, keys, lengths, feed)
+    transforms = torch._C._are_functorch_transforms_active()
+    training = torch.is_grad_enabled() and (
+        transforms or any(t.requires_grad for t in arguments if isinstance(t, Tensor))
+    )
+    outputs, shares, h, c, _ = torch.ops.fastrnn.attention_decoder(*arguments, training)
+    return outputs, shares, (h, c) if cell == "lstm" else h
+
+
+def prepare(x, memory, weights, state, cell, order, keys, lengths, feed) -> tuple:
+    """The arguments of the operator: what is not there filled in, the input part of the gates computed."""
+    bahdanau = order == "bahdanau"
+    (B, _, E), H = x.shape, weights.weight_hh.shape[1]
+    h0, c0 = split_state(state, cell)
+    h0 = x.new_zeros(B, H) if h0 is None else h0
+    if cell == "lstm" and c0 is None:
+        c0 = x.new_zeros(B, H)
+    if lengths is not None and not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    width = weights.weight_ih.shape[1] - E
+    w_input, w_feed = weights.weight_ih.split([E, width], 1) if width else (weights.weight_ih, None)
+    if bahdanau or not width:
+        if feed is not None:
+            raise ValueError(f"{FUNCTION}: feed is given, expected None: nothing of the step before is fed")
+    elif feed is None:
+        feed = x.new_zeros(B, H)
+    w_context = w_hidden = None
+    if weights.output_weight is not None:
+        w_context, w_hidden = weights.output_weight.split([memory.shape[2], H], 1)
+    arguments = (
+        cell, bahdanau, linear(x, w_input, weights.bias_ih), memory, memory if keys is None else keys, lengths, h0, c0,
+        feed, weights.weight_hh, weights.bias_hh, w_feed, weights.query_weight, weights.v, w_context, w_hidden,
+    )  # fmt: skip
+    check_operator(*arguments)
+    return arguments
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    if t is None:
+        return None
+    t = t.resolve_neg().contiguous()
+    return t.clone() if t.data_ptr() % t.element_size() else t
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _call(cell, bahdanau, *tensors):
+    """The call as _core takes it, the tensors whose memory it reads, and the sizes."""
+    check_operator(cell, bahdanau, *tensors)
+    gates, memory, keys, lengths, _, c0, feed0, w_hh, _, w_feed, *_ = tensors
+    if gates.dtype not in (torch.float32, torch.float64):
+        raise _checks.dtype_error(FUNCTION, "x", gates.dtype, "torch.float32 or torch.float64")
+    sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
+    dense = [_dense(t) for t in tensors]
+    dense[3] = _dense(checked_lengths(lengths, sizes[2]))
+    return _core.Decoder(gates.element_size(), cell, bahdanau, sizes, [_address(t) for t in dense]), dense, sizes
+
+
+def _forward(cell, bahdanau, *rest):
+    *tensors, training = rest
+    call, _owners, sizes = _call(cell, bahdanau, *tensors)
+    outputs, weights, h, c, reserve = _forward_fake(cell, bahdanau, *tensors, training)
+    if any(n % 32 for n in sizes[3:6]):
+        reserve.zero_()  # its padding is not written, and the operator's result has to be the same each time
+    if sizes[0]:
+        _core.decoder_forward(call, *map(_address, (outputs, weights, h, c, reserve)), current_threads())
+    return outputs, weights, h, c, reserve
+
+
+def _forward_fake(cell, bahdanau, *rest):
+    gates, memory, keys, _, _, c0, _, w_hh, _, w_feed, _, v, _, _, training = rest
+    B, T, Tk, H, *_ = sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
+    record = _core.decoder_record(cell, [int(n) for n in (0, 0, 0, *sizes[3:])], v is not None, bahdanau)
+    reserve = gates.new_empty((B, T, record) if training else (0,))
+    c = gates.new_empty((B, H) if cell == "lstm" else (0,))
+    return gates.new_empty(B, T, H), gates.new_empty(B, T, Tk), gates.new_empty(B, H), c, reserve
+
+
+def _backward(cell, bahdanau, *rest):
+    tensors, (weights, reserve, *given) = rest[:14], rest[14:]
+    call, _owners, sizes = _call(cell, bahdanau, *tensors)
+    B, T, Tk, H, *_ = sizes
+    record = _core.decoder_record(cell, sizes, tensors[11] is not None, bahdanau)
+    shapes = [(B, T, Tk), (B, T, record), (B, T, H), (B, T, Tk), (B, H), (B, H)]
+    names = ("weights", "reserve", "doutputs", "dweights", "dh", "dc")
+    for name, t, shape in zip(names, (weights, reserve, *given), shapes):
+        if t is not None:
+            check_tensor(name, t, tensors[0])
+            _checks.check_shape(FUNCTION, name, t.shape, "the shape that goes with forward", shape)
+    given = [_dense(t) for t in (weights, reserve, *given)]
+    found = _backward_fake(cell, bahdanau, *rest)
+    if B:
+        _core.decoder_backward(call, [_address(t) for t in given], [_address(t) for t in found], current_threads())
+    else:
+        for t in found:
+            t.zero_()
+    return found
+
+
+def _backward_fake(cell, bahdanau, *rest):
+    tensors = (*rest[:3], *rest[4:14])
+    gates = rest[0]
+    return tuple(
+        gates.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors
+    )
+
+
+_lib.impl("attention_decoder", _forward, "CPU")
+_lib.impl("attention_decoder_backward", _backward, "CPU")
+torch.library.register_fake("fastrnn::attention_decoder", _forward_fake, lib=_lib)
+torch.library.register_fake("fastrnn::attention_decoder_backward", _backward_fake, lib=_lib)
+
+
+def _save_forward(ctx, inputs, output):
+    ctx.cell, ctx.bahdanau, *tensors, _ = inputs
+    ctx.save_for_backward(*tensors, output[1], output[4])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, doutputs, dweights, dh, dc, _):
+    *tensors, weights, reserve = ctx.saved_tensors
+    dc = dc if ctx.cell == "lstm" else None
+    found = torch.ops.fastrnn.attention_decoder_backward(
+        ctx.cell, ctx.bahdanau, *tensors, weights, reserve, doutputs, dweights, dh, dc
+    )
+    found = [*found[:3], None, *found[3:]]
+    return None, None, *(None if t is None else d for t, d in zip(tensors, found)), None
+
+
+def _save_backward(ctx, inputs, output):
+    ctx.cell, ctx.bahdanau, *tensors = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_twice(ctx, *above):
+    """The derivative of the oracle's derivative."""
+    *tensors, _weights, _reserve, doutputs, dweights, dh, dc = ctx.saved_tensors
+    lengths = tensors.pop(3)
+    present = [i for i, t in enumerate(tensors) if t is not None]
+    ups = [doutputs, dweights, dh, dc]
+    asked = [i for i, t in enumerate(ups) if t is not None]
+
+    def once(*given):
+        inputs, douts = given[: len(present)], dict(zip(asked, given[len(present) :]))
+
+        def forward(*some):
+            full = [None] * len(tensors)
+            for i, t in zip(present, some):
+                full[i] = t
+            full.insert(3, lengths)
+            outputs, weights, state = reference.attention_decoder(ctx.cell, ctx.bahdanau, *full)
+            return outputs, weights, *state
+
+        outs, vjp = torch.func.vjp(forward, *inputs)
+        return vjp(tuple(douts.get(i, torch.zeros_like(o)) for i, o in enumerate(outs)))
+
+    with torch.enable_grad():
+        _, vjp = torch.func.vjp(once, *(tensors[i] for i in present), *(ups[i] for i in asked))
+        found = vjp(tuple(above[i] for i in present))
+    grads: list[Tensor | None] = [None] * len(tensors)
+    for i, d in zip(present, found):
+        grads[i] = d
+    grads.insert(3, None)
+    dups: list[Tensor | None] = [None] * 4
+    for i, d in zip(asked, found[len(present) :]):
+        dups[i] = d
+    return None, None, *grads, None, None, *dups
+
+
+torch.library.register_autograd("fastrnn::attention_decoder", _differentiate, setup_context=_save_forward, lib=_lib)
+torch.library.register_autograd(
+    "fastrnn::attention_decoder_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib
+)
