@@ -63,6 +63,39 @@ void decoder_backward(const DecoderArguments& a, const std::array<Address, 6>& g
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
+// sizes: E, V, beams, end, top_k. inputs: embedding, w_input, b_ih, w_vocabulary, b_vocabulary, first. found: tokens,
+// parents, scores, weights, steps, ends, end_steps, end_rows, end_scores.
+void decoder_generate(const DecoderArguments& a, const std::array<int64_t, 5>& sizes, double temperature, uint64_t seed,
+                      const std::array<Address, 6>& inputs, const std::array<Address, 9>& found, int threads) {
+  const auto call = [&](auto zero) {
+    using E = decltype(zero);
+    DecoderGenerate<E> p{};
+    a.fill(p);
+    p.E = sizes[0];
+    p.V = sizes[1];
+    p.beams = sizes[2];
+    p.end = sizes[3];
+    p.top_k = sizes[4];
+    p.temperature = temperature;
+    p.seed = seed;
+    const E** from[] = {&p.embedding, &p.w_input, &p.b_ih, &p.w_vocabulary, &p.b_vocabulary};
+    for (int i = 0; i < 5; ++i) *from[i] = at<const E>(inputs[i]);
+    p.first = at<const int64_t>(inputs[5]);
+    p.tokens = at<int64_t>(found[0]);
+    p.parents = at<int64_t>(found[1]);
+    p.scores = at<E>(found[2]);
+    p.weights = at<E>(found[3]);
+    p.steps = at<int64_t>(found[4]);
+    p.ends = at<int64_t>(found[5]);
+    p.end_steps = at<int64_t>(found[6]);
+    p.end_rows = at<int64_t>(found[7]);
+    p.end_scores = at<E>(found[8]);
+    py::gil_scoped_release release;
+    run_decoder_generate(a.cell, p, threads);
+  };
+  a.itemsize == 4 ? call(0.0f) : call(0.0);
+}
+
 int64_t record(const std::string& cell, const DecoderShape& shape, bool additive, bool bahdanau) {
   return cell == "lstm" ? DecoderRecord(shape, 4, 2, additive, bahdanau).size
                         : DecoderRecord(shape, 4, 1, additive, bahdanau).size;
@@ -78,6 +111,7 @@ void bind_decoder(py::module_& m) {
       }));
   m.def("decoder_forward", &decoder_forward);
   m.def("decoder_backward", &decoder_backward);
+  m.def("decoder_generate", &decoder_generate);
   m.def("decoder_record", [](const std::string& cell, const std::array<int64_t, 7>& shape, bool additive,
                              bool bahdanau) { return record(cell, shape_of(shape), additive, bahdanau); });
 }

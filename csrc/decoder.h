@@ -39,6 +39,28 @@ struct DecoderBackward : DecoderInput<T> {
   T *dw_hh, *db_hh, *dw_feed, *dw_query, *dv, *dw_context, *dw_hidden;
 };
 
+// Generation: embedding, step, vocabulary product and choice, until every row has produced `end` or T tokens. A beam
+// search keeps `beams` sequences of each batch, all attending to the same memory. `gates` is not read.
+template <class T>
+struct DecoderGenerate : DecoderInput<T> {
+  int64_t E, V, beams;                   // widths of embedding and vocabulary, sequences per batch
+  const T *embedding, *w_input, *b_ih;   // [*, E], [G*H, E], [G*H] or null
+  const T *w_vocabulary, *b_vocabulary;  // [V, H], [V] or null
+  const int64_t* first;                  // [B] the tokens that enter the first step
+  int64_t end;                           // the token that ends a sequence, negative = none
+  double temperature;                    // of sampling; 0 = the most probable token
+  int64_t top_k;                         // sampling is among that many; 0 = all
+  uint64_t seed;                         // of sampling, see noise.h
+  // By row = batch * beams + beam and step; a sequence that has ended leaves the rest of its row alone.
+  int64_t *tokens, *parents;  // [B*beams, T] the token chosen, and the row that it continues; null = no beam search
+  T *scores, *weights;        // [B*beams, T] log probability of the token, in a beam search of the whole sequence;
+                              // [B*beams, T, Tk] attention of the row before its choice
+  int64_t* steps;             // [B] steps taken
+  // Beams that chose `end`: how many, and for each the step, the row that it continues, and its log probability.
+  int64_t *ends, *end_steps, *end_rows;  // [B], [B, 2*beams], [B, 2*beams]
+  T* end_scores;                         // [B, 2*beams]
+};
+
 // What forward keeps for backward of one step of one row, each part padded so that any ISA may store whole vectors:
 // the cell's saved values, c, h, the query (additive), the context and h~ (Luong's order).
 struct DecoderRecord {

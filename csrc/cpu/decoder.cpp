@@ -67,8 +67,18 @@ void run_decoder_backward(DecoderCell cell, const DecoderBackward<T>& p, int thr
   const DecoderKernels<T>& k = kernels<T>(cell);
   run(p, useful(threads, p.shape.B), k.backward_scratch, k.backward);
 }
+// The columns of the products are divided: one thread where a barrier (some 1 us) would cost more than that saves.
+template <class T>
+void run_decoder_generate(DecoderCell cell, const DecoderGenerate<T>& p, int threads) {
+  const DecoderKernels<T>& k = kernels<T>(cell);
+  const DecoderShape& s = p.shape;
+  const int64_t products = s.B * p.beams * s.H * (3 * (p.E + s.F + s.H) + s.A + s.M + p.V);
+  run(p, products < 100'000 ? 1 : threads, k.generate_scratch, k.generate);
+}
 template void run_decoder_forward<float>(DecoderCell, const DecoderForward<float>&, int);
 template void run_decoder_forward<double>(DecoderCell, const DecoderForward<double>&, int);
 template void run_decoder_backward<float>(DecoderCell, const DecoderBackward<float>&, int);
 template void run_decoder_backward<double>(DecoderCell, const DecoderBackward<double>&, int);
+template void run_decoder_generate<float>(DecoderCell, const DecoderGenerate<float>&, int);
+template void run_decoder_generate<double>(DecoderCell, const DecoderGenerate<double>&, int);
 }  // namespace fastrnn

@@ -12,6 +12,8 @@ struct DecoderKernels {  // scratch: as many bytes as the function of that name 
   void (*forward)(const DecoderForward<T>&, char* scratch, const Team&);
   int64_t (*backward_scratch)(const DecoderBackward<T>&, int threads);
   void (*backward)(const DecoderBackward<T>&, char* scratch, const Team&);
+  int64_t (*generate_scratch)(const DecoderGenerate<T>&, int threads);
+  void (*generate)(const DecoderGenerate<T>&, char* scratch, const Team&);
 };
 
 struct DecoderTable {

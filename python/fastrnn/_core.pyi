@@ -155,6 +155,16 @@ def decoder_backward(
     threads: int,
     /,
 ) -> None: ...
+def decoder_generate(
+    decoder: Decoder,  # without gates
+    sizes: Sequence[int],  # E, V, beams, end (negative = none), top_k (0 = all)
+    temperature: float,  # 0 = the most probable token
+    seed: int,
+    inputs: Sequence[int],  # embedding, w_input, b_ih, w_vocabulary, b_vocabulary, first
+    found: Sequence[int],  # tokens, parents, scores, weights, steps, ends, end_steps, end_rows, end_scores
+    threads: int,
+    /,
+) -> None: ...
 
 class Stepper:
     """Layers that advance by one time step; the weights are copied, the states are kept inside."""

@@ -116,12 +116,16 @@ def _mask_on_device(
 
 def hits(seed: int, stream: int, T: int, B: int, units: int, rate: float, device: torch.device | str = "cpu") -> Tensor:
     """Which units are hit, with probability `rate`, at each time and row: bool [T, B, units]."""
+    return bits(seed, stream, T, B, units, device) < (_32 if rate >= 1 else int(rate * 2.0**32))
+
+
+def bits(seed: int, stream: int, T: int, B: int, units: int, device: torch.device | str = "cpu") -> Tensor:
+    """32 random bits of each unit at each time and row, as int64 [T, B, units]."""
     count = partial(torch.arange, device=device)
     key = _mix64(count(T) + _as_signed(_mix64_int((seed + _GOLDEN * (stream + 1)) & _64)))
     key = _mix64(key[:, None] + count(B))[..., None]
     first = _mix32((count(units) + (key & _32)) & _32)
-    bits = _mix32(first ^ (_shift(key, 32)))
-    return bits < (_32 if rate >= 1 else int(rate * 2.0**32))
+    return _mix32(first ^ (_shift(key, 32)))
 
 
 def _as_signed(x: int) -> int:

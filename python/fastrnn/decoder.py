@@ -160,13 +160,16 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _call(cell, bahdanau, *tensors):
-    """The call as _core takes it, the tensors whose memory it reads, and the sizes."""
+def core_call(arguments, steps: int | None = None) -> tuple:
+    """The call as _core takes it, the tensors whose memory it reads, and the sizes; T is `steps` if given."""
+    cell, bahdanau, *tensors = arguments
     check_operator(cell, bahdanau, *tensors)
     gates, memory, keys, lengths, _, c0, feed0, w_hh, _, w_feed, *_ = tensors
     if gates.dtype not in (torch.float32, torch.float64):
         raise _checks.dtype_error(FUNCTION, "x", gates.dtype, "torch.float32 or torch.float64")
     sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
+    if steps is not None:
+        sizes = (sizes[0], steps, *sizes[2:])
     dense = [_dense(t) for t in tensors]
     dense[3] = _dense(checked_lengths(lengths, sizes[2]))
     return _core.Decoder(gates.element_size(), cell, bahdanau, sizes, [_address(t) for t in dense]), dense, sizes
@@ -174,7 +177,7 @@ def _call(cell, bahdanau, *tensors):
 
 def _forward(cell, bahdanau, *rest):
     *tensors, training = rest
-    call, _owners, sizes = _call(cell, bahdanau, *tensors)
+    call, _owners, sizes = core_call((cell, bahdanau, *tensors))
     outputs, weights, h, c, reserve = _forward_fake(cell, bahdanau, *tensors, training)
     if any(n % 32 for n in sizes[3:6]):
         reserve.zero_()  # its padding is not written, and the operator's result has to be the same each time
@@ -194,7 +197,7 @@ def _forward_fake(cell, bahdanau, *rest):
 
 def _backward(cell, bahdanau, *rest):
     tensors, (weights, reserve, *given) = rest[:14], rest[14:]
-    call, _owners, sizes = _call(cell, bahdanau, *tensors)
+    call, _owners, sizes = core_call((cell, bahdanau, *tensors))
     B, T, Tk, H, *_ = sizes
     record = _core.decoder_record(cell, sizes, tensors[11] is not None, bahdanau)
     shapes = [(B, T, Tk), (B, T, record), (B, T, H), (B, T, Tk), (B, H), (B, H)]

@@ -19,16 +19,19 @@ from ._noise import Rates
 from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
 from .decoder import DecoderWeights, attention_decoder
+from .generation import beam_search, generate
 
 __all__ = [
     "DecoderWeights",
     "additive_attention",
     "additive_scores",
     "attention_decoder",
+    "beam_search",
     "dot_attention",
     "dot_scores",
     "fastgrnn",
     "fastrnn",
+    "generate",
     "gru",
     "indrnn",
     "lstm",

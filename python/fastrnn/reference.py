@@ -420,8 +420,8 @@ def attention_decoder(
     w_context: Tensor | None,
     w_hidden: Tensor | None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """A recurrent cell that attends to a memory at each step, in the order of Luong et al. (2015, arXiv 1508.04025) or of
-    Bahdanau et al. (2015, arXiv 1409.0473).
+    """A recurrent cell that attends to a memory at each step, in the order of Luong et al. (2015, arXiv 1508.04025) or
+    of Bahdanau et al. (2015, arXiv 1409.0473).
 
     Args:
         cell: "lstm" or "gru".

@@ -10,6 +10,7 @@ parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 from . import init
 from .attention import AdditiveAttention, BahdanauAttention
 from .cells import GRUCell, LSTMCell, RNNCell
+from .decoder import AttentionDecoder
 from .family import FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
 from .layers import GRU, LSTM, RNN
 
@@ -18,6 +19,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "AdditiveAttention",
+    "AttentionDecoder",
     "BahdanauAttention",
     "FastGRNN",
     "FastRNN",
