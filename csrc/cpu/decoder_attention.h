@@ -1,11 +1,13 @@
 #pragma once
 // Attention of one query at a time to memories that stay: keys and memory of a batch are laid out once, as the inner
 // loops read them, and serve every step. The additive score is that of additive.h: r = 1 / (1 + P R), P = e^(2 query),
-// R = e^(2 key), two terms sharing a reciprocal, and tanh itself where |query| or |key| exceeds kRange.
+// R = e^(2 key), two terms sharing a reciprocal, and tanh itself where |query| or |key| exceeds kNear.
 #include "additive.h"
 
 namespace fastrnn {
 namespace {
+constexpr double kNear = 10.75;  // e^(2 * 2 * kNear) squared is below the largest float
+
 template <class T>
 class StepAttention {
   using V = Vec<T>;
@@ -105,7 +107,7 @@ class StepAttention {
  private:
   static bool within(const T* x, int64_t n) {
     bool all = true;
-    for (int64_t i = 0; i < n; ++i) all &= x[i] >= T(-kRange) && x[i] <= T(kRange);  // false for NaN
+    for (int64_t i = 0; i < n; ++i) all &= x[i] >= T(-kNear) && x[i] <= T(kNear);  // false for NaN
     return all;
   }
   // P_ = e^(2 query), or the query where r has to come from tanh; true if the first.
@@ -152,7 +154,7 @@ class StepAttention {
     if (load_query(b, query))  // v0/x + v1/y = (v0 y + v1 x) / (x y)
       return over_keys<2>(keys, Ap_, key, [&](int64_t d, V& sum, V R0, V R1) {
         const V x = V(1) + V::load(P_ + d) * R0, y = V(1) + V::load(P_ + d + W) * R1;
-        sum = sum - V(2) * (V::load(v_ + d) * y + V::load(v_ + d + W) * x) * reciprocal(x * y);
+        sum = sum - V(2) * (V::load(v_ + d) * y + V::load(v_ + d + W) * x) * quotient<false>(V(1), x * y);
       });
     for (int64_t k = 0; k < keys; ++k) {
       V sum(0);
@@ -170,7 +172,7 @@ class StepAttention {
   template <bool exact>
   static FASTRNN_HD V ratio(V P, V R) {
     if constexpr (exact) return V(T(0.5)) - V(T(0.5)) * tanh(P + R);
-    return reciprocal(V(1) + P * R);
+    return quotient<false>(V(1), V(1) + P * R);
   }
   // In place, on row_; no score is masked here.
   void softmax(int64_t keys) {
