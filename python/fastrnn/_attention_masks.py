@@ -53,12 +53,7 @@ def allowed_keys(function: str, scores: Tensor, lengths: Lengths, mask: Tensor |
     """Lengths and mask as one bool tensor that broadcasts to scores [B, ..., Tk]; None where there is neither."""
     allowed = None
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-            raise _checks.dtype_error(function, "mask", getattr(mask, "dtype", type(mask).__name__), "torch.bool")
-        try:
-            allowed = mask.expand(scores.shape)
-        except RuntimeError:
-            raise _checks.shape_error(function, "mask", mask.shape, "that of scores", scores.shape) from None
+        allowed = as_mask(function, mask, "that of scores", scores.shape)
     if lengths is not None:
         if scores.ndim < 2:
             raise _checks.ShapeError(f"{function}: scores has shape {tuple(scores.shape)}, expected (B, ..., Tk)")
@@ -68,8 +63,31 @@ def allowed_keys(function: str, scores: Tensor, lengths: Lengths, mask: Tensor |
     return allowed
 
 
-def valid_keys(function: str, lengths: Tensor | Sequence[int], B: int, Tk: int, device: torch.device) -> Tensor:
-    """Bool [B, Tk], true for the first lengths[b] keys of row b; raises for lengths that do not fit."""
+def as_mask(function: str, mask: Tensor, symbols: str, shape: Sequence[int]) -> Tensor:
+    """A bool mask broadcast to `shape`, which errors call `symbols`."""
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        raise _checks.dtype_error(function, "mask", getattr(mask, "dtype", type(mask).__name__), "torch.bool")
+    return expanded(function, "mask", mask, symbols, shape)
+
+
+def as_bias(function: str, bias: Tensor, symbols: str, shape: Sequence[int]) -> Tensor:
+    """A floating-point bias broadcast to `shape`."""
+    if not isinstance(bias, Tensor) or not bias.dtype.is_floating_point:
+        got = getattr(bias, "dtype", type(bias).__name__)
+        raise _checks.dtype_error(function, "bias", got, "a floating-point dtype")
+    return expanded(function, "bias", bias, symbols, shape)
+
+
+def expanded(function: str, name: str, t: Tensor, symbols: str, shape: Sequence[int]) -> Tensor:
+    """A view of t broadcast to `shape`."""
+    try:
+        return t.expand(shape)
+    except RuntimeError:
+        raise _checks.shape_error(function, name, t.shape, symbols, shape) from None
+
+
+def as_lengths(function: str, lengths: Tensor | Sequence[int], B: int, Tk: int) -> Tensor:
+    """Lengths as a tensor of integers [B]; raises for those that do not fit."""
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths)
     if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
@@ -78,4 +96,10 @@ def valid_keys(function: str, lengths: Tensor | Sequence[int], B: int, Tk: int, 
     if lengths.numel() and not torch.compiler.is_compiling() and lengths.device.type != "meta":
         lowest, highest = (int(n) for n in lengths.aminmax())
         _checks.check_lengths(function, lowest, highest, Tk)
+    return lengths
+
+
+def valid_keys(function: str, lengths: Tensor | Sequence[int], B: int, Tk: int, device: torch.device) -> Tensor:
+    """Bool [B, Tk], true for the first lengths[b] keys of row b; raises for lengths that do not fit."""
+    lengths = as_lengths(function, lengths, B, Tk)
     return torch.arange(Tk, device=device) < lengths.to(device).unsqueeze(-1)

@@ -8,7 +8,16 @@ parametrizations, load_state_dict(assign=True) and `.data =` are all seen.
 """
 
 from . import init
-from .attention import AdditiveAttention, BahdanauAttention
+from .attention import (
+    AdditiveAttention,
+    Alignment,
+    BahdanauAttention,
+    LocalAttention,
+    LocationSensitiveAttention,
+    LuongAttention,
+    MonotonicAttention,
+    MultiHeadAttention,
+)
 from .cells import GRUCell, LSTMCell, RNNCell
 from .decoder import AttentionDecoder
 from .family import FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
@@ -19,6 +28,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "AdditiveAttention",
+    "Alignment",
     "AttentionDecoder",
     "BahdanauAttention",
     "FastGRNN",
@@ -26,6 +36,11 @@ __all__ = [
     "GRUCell",
     "IndRNN",
     "LSTMCell",
+    "LocalAttention",
+    "LocationSensitiveAttention",
+    "LuongAttention",
+    "MonotonicAttention",
+    "MultiHeadAttention",
     "MinGRU",
     "MinLSTM",
     "RNNCell",

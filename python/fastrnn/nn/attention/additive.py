@@ -1,27 +1,28 @@
-"""Attention over the outputs of an encoder."""
+"""Attention to the whole memory: Bahdanau's and Luong's."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import Linear, Module, Parameter
 
-from .. import _checks
-from ..attention import additive_attention
+from .base import Attention, check_positive
 
 
-class AdditiveAttention(Module):
-    """Bahdanau's attention: score = v . tanh(W_q query + W_m memory + b), softmax over the memory, weighted sum of it.
+class AdditiveAttention(Attention):
+    """Bahdanau's attention (2015, arXiv 1409.0473): score = v . tanh(W_q query + W_m memory + b).
 
     Args:
         query_size, memory_size: widths of queries and memory.
         attention_size: width D of the space where they are added.
         bias: whether W_m has a bias b.
         device, dtype: as in torch.nn.
+        activation: "tanh", or "relu", which is not fused: it stores [B, Tq, Tk, D].
+        weight_norm: True for g v / |v| in place of v, with a learned scalar g (Salimans & Kingma 2016).
+        normalizer: a name in fastrnn.normalizers.NORMALIZERS, or a function with their arguments.
+        temperature: scores are divided by it.
+        dropout: probability of dropping a weight in training; the others are divided by 1 - dropout.
 
     Example:
         >>> context, weights = AdditiveAttention(3, 4, 8)(torch.ones(2, 5, 3), torch.ones(2, 7, 4), lengths=[7, 2])
@@ -35,74 +36,56 @@ class AdditiveAttention(Module):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        for name, size in (
-            ("query_size", query_size),
-            ("memory_size", memory_size),
-            ("attention_size", attention_size),
-        ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"AdditiveAttention: {name} is {size!r}, expected an int of at least 1")
-        self.query_size, self.memory_size, self.attention_size = query_size, memory_size, attention_size
-        self.query_layer = Linear(query_size, attention_size, bias=False, device=device, dtype=dtype)
-        self.memory_layer = Linear(memory_size, attention_size, bias=bias, device=device, dtype=dtype)
-        self.v = Parameter(torch.empty(attention_size, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialises both projections as torch.nn.Linear does, and v uniformly in +-1/sqrt(attention_size)."""
-        self.query_layer.reset_parameters()
-        self.memory_layer.reset_parameters()
-        bound = 1 / math.sqrt(self.attention_size)
-        torch.nn.init.uniform_(self.v, -bound, bound)
-
-    def precompute(self, memory: Tensor) -> Tensor:
-        """The projected memory [B, Tk, D], for a decoder that attends to the same memory many times."""
-        return self.memory_layer(memory)
-
-    def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
         *,
-        lengths: Tensor | Sequence[int] | None = None,
-        mask: Tensor | None = None,
-        keys: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Attends.
-
-        Args:
-            query: [B, Tq, query_size], or [B, query_size] for one step.
-            memory: [B, Tk, memory_size].
-            lengths: [B] integers, how much of each memory is real.
-            mask: bool [B, Tq, Tk] or broadcast to it, true where a key may be attended.
-            keys: precompute(memory), computed here when absent.
-
-        Returns:
-            context [B, Tq, memory_size] and weights [B, Tq, Tk]; without Tq for one step.
-
-        Raises:
-            ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
-        """
-        for name, t in (("query", query), ("memory", memory)):
-            if not isinstance(t, Tensor):
-                raise _checks.type_error("additive_attention", name, t, "a torch.Tensor")
-        one = query.ndim == 2
-        if one:
-            query = query.unsqueeze(1)
-        _checks.check_rank("additive_attention", "query", query.shape, "(B, Tq, query_size)", " or (B, query_size)")
-        _checks.check_rank("additive_attention", "memory", memory.shape, "(B, Tk, memory_size)")
-        for name, t, size in (("query", query, self.query_size), ("memory", memory, self.memory_size)):
-            _checks.check_shape("additive_attention", name, t.shape, f"(B, T, {name}_size)", (*t.shape[:2], size))
-        if keys is None:
-            keys = self.precompute(memory)
-        context, weights = additive_attention(self.query_layer(query), keys, memory, self.v, lengths=lengths, mask=mask)
-        return (context.squeeze(1), weights.squeeze(1)) if one else (context, weights)
-
-    def extra_repr(self) -> str:
-        """The sizes."""
-        return f"{self.query_size}, {self.memory_size}, {self.attention_size}"
+        activation: str = "tanh",
+        weight_norm: bool = False,
+        normalizer: str | Callable[..., Tensor] = "softmax",
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        check_positive("AdditiveAttention", "attention_size", attention_size)
+        super().__init__(
+            query_size, memory_size, attention_size, "additive", normalizer, temperature, dropout, device, dtype,
+            {"bias": bias, "activation": activation, "weight_norm": weight_norm},
+        )  # fmt: skip
 
 
 BahdanauAttention = AdditiveAttention
+
+
+class LuongAttention(Attention):
+    """Luong's global attention (2015, arXiv 1508.04025): score = query . memory, query . W memory or v . tanh(W [both]).
+
+    Args:
+        query_size, memory_size: widths of queries and memory; memory_size None for the same.
+        score: "dot", "general", "concat" or "cosine".
+        scale: of the score, a number or "learned" (a scalar g that starts as 1); not with "concat".
+        attention_size: width of "concat"; None for query_size.
+        normalizer, temperature, dropout, device, dtype: as in AdditiveAttention.
+
+    Example:
+        >>> context, weights = LuongAttention(3, 4, score="general")(torch.ones(2, 3), torch.ones(2, 7, 4))
+        >>> context.shape, weights.shape
+        (torch.Size([2, 4]), torch.Size([2, 7]))
+    """
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int | None = None,
+        *,
+        score: str = "dot",
+        scale: float | str = 1.0,
+        attention_size: int | None = None,
+        normalizer: str | Callable[..., Tensor] = "softmax",
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if score == "additive":
+            raise ValueError("LuongAttention: score is 'additive', expected 'dot', 'general', 'concat' or 'cosine'")
+        super().__init__(
+            query_size, memory_size, attention_size, score, normalizer, temperature, dropout, device, dtype,
+            {"scale": scale},
+        )  # fmt: skip

@@ -1,0 +1,229 @@
+"""What the attention modules share: checks, projections, and the way from scores to a context.
+
+    weights = normalise(score(query, key) / temperature + bias)        context = weights @ memory
+
+With the softmax that is one call of a fused function; any other normaliser gets the scores, and a product follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import dropout
+
+from ... import _checks, normalizers
+from ..._attention_masks import as_bias, as_lengths, as_mask, check_temperature, valid_keys
+from .scores import Scope, Score, make_score
+
+
+class Alignment(NamedTuple):
+    """What an attention that looks back carries from one query to the next."""
+
+    previous: Tensor  # [B, Tk], the weights of the query before
+    cumulative: Tensor  # [B, Tk], the sum of those of all queries before
+
+    def after(self, weights: Tensor) -> Alignment:
+        """The alignment after one more query with these weights [B, Tk]."""
+        return Alignment(weights, self.cumulative + weights)
+
+
+class Attention(Module):
+    """A score, a normaliser, and the call; see AdditiveAttention for the arguments."""
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int | None,
+        attention_size: int | None,
+        score: str,
+        normalizer: str | Callable[..., Tensor],
+        temperature: float,
+        dropout: float,
+        device: Any,
+        dtype: Any,
+        score_options: dict[str, Any],
+        **attributes: Any,
+    ) -> None:
+        """attributes: what the subclass needs before the parameters are made."""
+        super().__init__()
+        name = type(self).__name__
+        self.score = score
+        self._score: Score = make_score(name, score, **score_options)
+        memory_size = query_size if memory_size is None else memory_size
+        sizes = {"query_size": query_size, "memory_size": memory_size}
+        if score in ("additive", "concat"):
+            sizes["attention_size"] = query_size if attention_size is None else attention_size
+        elif attention_size is not None:
+            raise ValueError(f"{name}: attention_size is {attention_size!r}, expected None with the score {score!r}")
+        for argument, size in sizes.items():
+            check_positive(name, argument, size)
+            setattr(self, argument, size)
+        if score in ("dot", "cosine") and memory_size != query_size:
+            raise ValueError(f"{name}: memory_size is {memory_size}, expected query_size = {query_size} for {score!r}")
+        check_temperature(name, temperature)
+        _checks.check_probability(name, "dropout", dropout)
+        normalizers.get(normalizer, name)
+        self.normalizer, self.temperature, self.dropout = normalizer, float(temperature), float(dropout)
+        for attribute, value in attributes.items():
+            setattr(self, attribute, value)
+        self._make(device, dtype)
+        self.reset_parameters()
+
+    def _make(self, device: Any, dtype: Any) -> None:
+        """Adds the parameters."""
+        self._score.make(self, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Initialises projections as torch.nn.Linear does, v uniformly in +-1/sqrt(attention_size), a learned scale as 1."""
+        self._score.reset(self)
+
+    def precompute(self, memory: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """The keys [B, Tk, D], for a decoder that attends to the same memory many times.
+
+        Args:
+            memory: [B, Tk, memory_size].
+            lengths: [B] integers; what lies past them then reaches no gradient, NaN included.
+        """
+        self._check_memory(memory)
+        if self._score.projects:
+            memory = cleared(type(self).__name__, memory, lengths)
+        return self._score.keys(self, memory)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Attends.
+
+        Args:
+            query: [B, Tq, query_size], or [B, query_size] for one step.
+            memory: [B, Tk, memory_size].
+            lengths: [B] integers in [0, Tk], how much of each memory is real.
+            mask: bool [B, Tq, Tk] or broadcast to it ([B, Tk] for one step), true where a key may be attended.
+            bias: added to the scores, shaped like mask; -inf is a mask.
+            keys: precompute(memory), computed here when absent.
+
+        Returns:
+            context [B, Tq, memory_size] and weights [B, Tq, Tk]; without Tq for one step. Zeros for a query that may attend
+            to nothing, which gives zero gradients.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        """
+        return self._run(query, memory, Scope(lengths, mask, bias), keys)
+
+    def _run(self, query: Tensor, memory: Tensor, scope: Scope, keys: Tensor | None, **call: Any) -> Any:
+        """One step or many; `call` is what the module's own _attend() takes besides."""
+        name = type(self).__name__
+        if not isinstance(query, Tensor):
+            raise _checks.type_error(name, "query", query, "a torch.Tensor")
+        one = query.ndim == 2
+        if one:
+            query = query.unsqueeze(1)
+            scope = scope._replace(mask=_for_step(scope.mask), bias=_for_step(scope.bias))
+        _checks.check_rank(name, "query", query.shape, "(B, Tq, query_size)", " or (B, query_size)")
+        self._check_memory(memory)
+        B, Tq = query.shape[:2]
+        _checks.check_shape(name, "query", query.shape, "(B, Tq, query_size)", (memory.shape[0], Tq, self.query_size))
+        Tk = memory.shape[1]
+        scope = self._checked_scope(scope, (B, Tq, Tk))
+        if keys is None:
+            keys = self.precompute(memory, scope.lengths)
+        expected = (B, Tk, self._score.key_size(self))
+        if not isinstance(keys, Tensor):
+            raise _checks.type_error(name, "keys", keys, "a torch.Tensor")
+        _checks.check_shape(name, "keys", keys.shape, "(B, Tk, D)", expected)
+        context, weights = self._attend(query, keys, memory, scope, **call)
+        return (context.squeeze(1), weights.squeeze(1)) if one else (context, weights)
+
+    def _checked_scope(self, scope: Scope, shape: tuple[int, int, int]) -> Scope:
+        """Lengths as a tensor, mask and bias [B, Tq, Tk]."""
+        name, symbols = type(self).__name__, "(B, Tq, Tk)"
+        lengths, mask, bias, _ = scope
+        return Scope(
+            None if lengths is None else as_lengths(name, lengths, shape[0], shape[2]),
+            None if mask is None else as_mask(name, mask, symbols, shape),
+            None if bias is None else as_bias(name, bias, symbols, shape),
+        )
+
+    def _checked_state(self, state: Alignment | None, memory: Tensor) -> Alignment:
+        """The alignment before this call; that of start() for None."""
+        if state is None:
+            return self.start(memory)
+        name = type(self).__name__
+        if not isinstance(state, Alignment):
+            raise _checks.type_error(name, "state", state, "an Alignment, from start() or after()")
+        for part, t in state._asdict().items():
+            _checks.check_shape(name, f"state.{part}", t.shape, "(B, Tk)", memory.shape[:2])
+        return state
+
+    def _check_memory(self, memory: Tensor) -> None:
+        name = type(self).__name__
+        if not isinstance(memory, Tensor):
+            raise _checks.type_error(name, "memory", memory, "a torch.Tensor")
+        _checks.check_rank(name, "memory", memory.shape, "(B, Tk, memory_size)")
+        symbols, expected = "(B, Tk, memory_size)", (*memory.shape[:2], self.memory_size)
+        _checks.check_shape(name, "memory", memory.shape, symbols, expected)
+
+    def _attend(self, query: Tensor, keys: Tensor, memory: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
+        return self._combine(self._score.queries(self, query), keys, memory, scope)
+
+    def _combine(self, q: Tensor, k: Tensor, value: Tensor, scope: Scope, *state: Any) -> tuple[Tensor, Tensor]:
+        """From projected queries and keys to context and weights; `state` goes to _weights()."""
+        dropping = self.training and self.dropout > 0
+        if self.normalizer == "softmax" and self._score.fused and scope.factor is None and not dropping:
+            return self._score.attend(self, q, k, value, scope)
+        name = type(self).__name__
+        k, value = cleared(name, k, scope.lengths), cleared(name, value, scope.lengths)
+        weights = self._weights(self._score.scores(self, q, k), scope, *state)
+        if scope.factor is not None:
+            weights = weights * scope.factor
+        weights = dropout(weights, self.dropout, dropping)
+        return weights.to(value.dtype) @ value, weights
+
+    def _weights(self, scores: Tensor, scope: Scope, **options: Any) -> Tensor:
+        scores = scores / self.temperature if self.temperature != 1 else scores
+        if scope.bias is not None:
+            scores = scores + scope.bias.to(scores.dtype)
+        normalize = normalizers.get(self.normalizer, type(self).__name__)
+        return normalize(scores, lengths=scope.lengths, mask=scope.mask, **options)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the options that are not the default."""
+        sizes = [str(getattr(self, n)) for n in ("query_size", "memory_size", "attention_size") if hasattr(self, n)]
+        options = [f"score={self.score!r}"] if self.score != "additive" else []
+        if self.normalizer != "softmax":
+            options.append(f"normalizer={self.normalizer!r}")
+        if self.temperature != 1:
+            options.append(f"temperature={self.temperature}")
+        if self.dropout:
+            options.append(f"dropout={self.dropout}")
+        return ", ".join(sizes + options)
+
+
+def check_positive(function: str, argument: str, size: object) -> None:
+    """Raises ValueError unless size is an int of at least 1."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{function}: {argument} is {size!r}, expected an int of at least 1")
+
+
+def _for_step(t: Any) -> Any:
+    """A mask or bias [B, Tk] of one step as [B, 1, Tk]."""
+    return t.unsqueeze(1) if isinstance(t, Tensor) and t.ndim == 2 else t
+
+
+def cleared(function: str, t: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
+    """t [B, Tk, *] with zeros past the lengths: zero times NaN would be NaN in a product."""
+    if lengths is None:
+        return t
+    valid = valid_keys(function, lengths, t.shape[0], t.shape[1], t.device)
+    return t.masked_fill(~valid.unsqueeze(-1), 0)
