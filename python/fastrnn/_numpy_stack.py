@@ -36,7 +36,8 @@ def as_array(function: str, name: str, value: Any) -> np.ndarray:
     raise type_error(function, name, value, "a numpy.ndarray or torch.Tensor")
 
 
-def _check_floats(function: str, name: str, array: Any) -> None:
+def check_floats(function: str, name: str, array: Any) -> None:
+    """Raises DTypeError unless this is a plain array of floats in native byte order."""
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise type_error(function, name, array, "a numpy.ndarray")
     if array.dtype.name not in _WIDE:
@@ -46,6 +47,24 @@ def _check_floats(function: str, name: str, array: Any) -> None:
         raise dtype_error(
             function, name, f"{array.dtype.name} in foreign byte order", f"native {array.dtype.name}", hint
         )
+
+
+def wide_dtype(array: np.ndarray) -> np.dtype:
+    """The dtype in which an array of floats is computed."""
+    return np.dtype(_WIDE[array.dtype.name])
+
+
+def as_lengths(function: str, lengths: Any, T: int, B: int) -> np.ndarray | None:
+    """Checked lengths as the kernels read them."""
+    if lengths is None:
+        return None
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" and array.size:
+        raise dtype_error(function, "lengths", array.dtype, "integers")
+    check_shape(function, "lengths", array.shape, "(B,)", (B,))
+    if array.size:
+        check_lengths(function, int(array.min()), int(array.max()), T)
+    return np.require(array, np.int64, "CA")
 
 
 class Recurrent:
@@ -154,7 +173,7 @@ class Recurrent:
         arrays = {n: as_array(f, n, named[n]) for n in wanted}
         first = arrays["weight_ih_l0"]
         for n, a in arrays.items():
-            _check_floats(f, n, a)
+            check_floats(f, n, a)
             if a.dtype != first.dtype:
                 raise dtype_error(f, n, a.dtype, f"{first.dtype} (the dtype of weight_ih_l0)")
         check_rank(f, "weight_ih_l0", first.shape, "(G*H, I)")
@@ -163,7 +182,7 @@ class Recurrent:
         check_size(f, "weight_ih_l0", "H", self.hidden_size)
         check_size(f, "weight_ih_l0", "I", self.input_size)
         out = self.proj_size or self.hidden_size
-        self.dtype = np.dtype(_WIDE[first.dtype.name])
+        self.dtype = wide_dtype(first)
         self._layers = []
         for k, layer in enumerate(names):
             I = D * out if k else self.input_size
@@ -204,8 +223,8 @@ class Recurrent:
             ShapeError, DTypeError: naming the argument, what it is and what is expected.
         """
         f = self._function
-        _check_floats(f, "x", x)
-        if np.dtype(_WIDE[x.dtype.name]) != self.dtype:
+        check_floats(f, "x", x)
+        if wide_dtype(x) != self.dtype:
             raise dtype_error(f, "x", x.dtype, f"{self.dtype} (the dtype of the weights)")
         unbatched = x.ndim == 2
         if not unbatched:
@@ -217,7 +236,7 @@ class Recurrent:
         check_size(f, "x", "T", T)
         check_shape(f, "x", (I,), "(I,)", (self.input_size,))
         states = self._states(state, B, unbatched, x.dtype)
-        lengths = self._lengths(lengths, T, B)
+        lengths = as_lengths(f, lengths, T, B)
         mask = self._mask(reset_mask, T, B, unbatched)
         y, last = self._run(wide, states, lengths, mask, batch_axis)
         if unbatched:
@@ -242,24 +261,13 @@ class Recurrent:
             raise ShapeError(f"{self._function}: state is {type(state).__name__}, expected a pair (h0, c0)")
         found = []
         for name, v, width in zip(names, values, (out, self.hidden_size)):
-            _check_floats(self._function, name, v)
+            check_floats(self._function, name, v)
             if v.dtype != dtype:
                 raise dtype_error(self._function, name, v.dtype, f"{dtype} (the dtype of x)")
             symbols = "(L*D, H)" if unbatched else "(L*D, B, H)"
             check_shape(self._function, name, v.shape, symbols, (rows, width) if unbatched else (rows, B, width))
             found.append(np.require(v.reshape(rows, B, width), self.dtype, "CA"))
         return found
-
-    def _lengths(self, lengths: Any, T: int, B: int) -> np.ndarray | None:
-        if lengths is None:
-            return None
-        array = np.asarray(lengths)
-        if array.dtype.kind not in "iu" and array.size:
-            raise dtype_error(self._function, "lengths", array.dtype, "integers")
-        check_shape(self._function, "lengths", array.shape, "(B,)", (B,))
-        if array.size:
-            check_lengths(self._function, int(array.min()), int(array.max()), T)
-        return np.require(array, np.int64, "CA")
 
     def _mask(self, mask: Any, T: int, B: int, unbatched: bool) -> np.ndarray | None:
         if mask is None:

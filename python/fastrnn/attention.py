@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _checks
+from ._attention_checks import check_scale, check_shapes
 from ._attention_operators import WITH_V, attention
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
@@ -129,7 +128,7 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
     """
     (query, key), _ = _cast(query, key)
     _check_tensors("dot_scores", {"query": query, "key": key})
-    scale = _check_scale("dot_scores", scale)
+    scale = check_scale("dot_scores", scale)
     scores = torch.bmm(query, key.transpose(1, 2))
     return scores if scale == 1 else scores * scale
 
@@ -139,7 +138,7 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
     (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
     named = {"query": query, "key": key, "value": value}
     _check_tensors(function, named | {"v": v} if score in WITH_V else named)
-    scale = _check_scale(function, scale)
+    scale = check_scale(function, scale)
     B, Tq, Tk = *query.shape[:2], key.shape[1]
     if lengths is not None:
         lengths = _check_lengths(function, lengths, B)
@@ -177,14 +176,7 @@ def _check_tensors(function: str, named: dict[str, object]) -> None:
     query = named["query"]
     for name, t in named.items():
         _check_tensor(function, name, t, query)
-        _checks.check_rank(function, name, t.shape, "(D)" if name == "v" else "(B, T, D)")
-    (B, _, D), Tk = query.shape, named["key"].shape[1]
-    _checks.check_shape(function, "key", named["key"].shape, "(B, Tk, D)", (B, Tk, D))
-    if "value" in named:
-        value = named["value"].shape
-        _checks.check_shape(function, "value", value, "(B, Tk, Dv)", (B, Tk, value[2]))
-    if "v" in named:
-        _checks.check_shape(function, "v", named["v"].shape, "(D,)", (D,))
+    check_shapes(function, {name: t.shape for name, t in named.items()})
 
 
 def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
@@ -200,12 +192,6 @@ def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
         raise _checks.device_error(function, name, t.device, f"{query.device} (the device of query)")
     if t.layout is not torch.strided:
         raise _checks.DeviceError(f"{function}: {name} has layout {t.layout}, expected torch.strided")
-
-
-def _check_scale(function: str, scale: object) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
-        raise ValueError(f"{function}: scale is {scale!r}, expected a finite number")
-    return float(scale)
 
 
 def _check_lengths(function: str, lengths: object, B: int) -> Tensor:

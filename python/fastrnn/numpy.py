@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN on NumPy arrays: inference with torch's weights and conventions, without torch.
+"""Recurrent layers and attention on NumPy arrays: inference with torch's weights and conventions, without torch.
 
 >>> import numpy as np
 >>> weights = {"weight_ih_l0": np.ones((12, 3), "f"), "weight_hh_l0": np.ones((12, 4), "f")}
@@ -14,9 +14,22 @@ from typing import Any
 import numpy as np
 
 from ._checks import check_shape, gru_cell, indrnn_cell, lstm_cell
+from ._numpy_attention import AdditiveAttention, additive_attention, dot_attention
 from ._numpy_stack import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "FastGRNN", "FastRNN", "IndRNN", "MinGRU", "MinLSTM"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AdditiveAttention",
+    "FastGRNN",
+    "FastRNN",
+    "IndRNN",
+    "MinGRU",
+    "MinLSTM",
+    "additive_attention",
+    "dot_attention",
+]
 
 
 class LSTM(Recurrent):
