@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 import cases  # noqa: E402
 from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
-from fastrnn import _core, _kernels, functional, nn, ops  # noqa: E402
+from fastrnn import _core, _oracle, functional, nn, ops  # noqa: E402
 from fastrnn._backprop import Backprop  # noqa: E402
 from fastrnn._noise import Noise  # noqa: E402
 
@@ -70,7 +70,7 @@ def test_clipped_and_detached_gradients_match_the_oracle(isa, cell, bound):
         exact = inputs.to(torch.float64)
         x, h0, c0, *_ = (exact.x, *exact.states, None, None)
         args = (cell, x, h0, c0 if cell in WITH_C else None, exact.lengths, exact.reset_mask, exact.weights)
-        want = _kernels.oracle(*args, case.D, False, backprop=options)
+        want = _oracle.oracle(*args, case.D, False, backprop=options)
         want = dict(zip(("y", "h", "c"), want))
         want |= cases.gradients(exact, want)
         got, plain = found(inputs, backprop=options), found(inputs)
@@ -102,7 +102,7 @@ def test_second_derivative(cell):
     twice = []
     for y in (
         cases.kernel(inputs, backprop=options)["y"],
-        _kernels.oracle(*args, backprop=options)[0],
+        _oracle.oracle(*args, backprop=options)[0],
     ):
         (g,) = torch.autograd.grad((y**3).sum(), inputs.x, create_graph=True)
         twice.append(torch.autograd.grad(g.square().sum(), list(inputs), materialize_grads=True))

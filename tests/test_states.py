@@ -10,7 +10,7 @@ import cases  # noqa: E402
 from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
-from fastrnn import _kernels, functional, nn, ops  # noqa: E402
+from fastrnn import _oracle, functional, nn, ops  # noqa: E402
 
 I, H = 5, 17
 CASES = [
@@ -126,7 +126,7 @@ def test_what_is_returned_is_the_callers_own(grad):
 
 
 def test_the_check_beside_every_call_knows_them(monkeypatch):
-    monkeypatch.setattr(_kernels, "CHECK", True)
+    monkeypatch.setattr(_oracle, "CHECK", True)
     inputs = cases.make("lstm", CASES[0])
     out = cases.kernel(inputs, states=True)
     cases.gradients(inputs, out)

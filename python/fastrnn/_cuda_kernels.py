@@ -18,10 +18,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import _cells, _kernels, _oracle
 from . import _cuda_projection as projection
-from . import _kernels
+from ._cells import CELLS, sizes
 from ._cuda_products import Direction, input_gradient, project_input, weight_gradients
-from ._kernels import CELLS, sizes
 from ._noise import Noise
 
 DTYPES = {
@@ -54,8 +54,8 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
 ) -> tuple[int, ...]:
-    """As _kernels.reserve_shape(), without padding; what belongs to a projection comes after the rest, see _split()."""
-    return *_kernels.reserve_shape(cell, T, B, H, P, directions, noise)[:-1], H
+    """As _cells.reserve_shape(), without padding; what belongs to a projection comes after the rest, see _split()."""
+    return *_cells.reserve_shape(cell, T, B, H, P, directions, noise)[:-1], H
 
 
 def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,9 +230,9 @@ def forward(
     else:
         last = recurrence.forward(gx, states, y, reserve)
     h, c = last[0], last[1] if len(last) > 1 else None
-    if _kernels.CHECK:
+    if _oracle.CHECK:
         args = (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise)
-        _kernels.check_forward(cell, args, (y, h, c))
+        _oracle.check_forward(cell, args, (y, h, c))
     return y, h, c, reserve
 
 
@@ -300,10 +300,10 @@ def backward(
             for own in weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors, read):
                 found += [g for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
-    if _kernels.CHECK:
+    if _oracle.CHECK:
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
-        _kernels.check_backward(
+        _oracle.check_backward(
             cell, inputs, (lengths, reset_mask, directions, batch_first, noise, None), above, wanted, grads
         )
     return grads

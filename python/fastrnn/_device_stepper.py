@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._kernels import CELLS
+from ._cells import CELLS
 from ._layer_checks import check_like
 from ._noise import Rates
 from ._stack import Stack, run_batched

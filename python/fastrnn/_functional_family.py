@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
-from ._kernels import CELLS
+from ._cells import CELLS
 from ._stack import Stack, as_indrnn, as_minimal, infer_stack, run_one_state
 
 

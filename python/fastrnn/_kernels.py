@@ -9,62 +9,23 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import _core, reference
+from . import _core, _oracle
 from ._backprop import Backprop
+from ._cells import CELLS, LANES, checkpoints_shape, reserve_shape, sizes
 from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
 from ._noise import Noise
 from .threads import current as current_threads
 
-LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
-# name -> gates, states, reserve slots, vectors, product
-CELLS: dict[str, tuple[int, ...]] = {
-    n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
-}
-NORMALISED = frozenset(name for name in CELLS if reference.CELLS[name] in reference.NORMALISED)
-CHECK = os.environ.get("FASTRNN_CHECK", "") not in ("", "0")
 DTYPES = (torch.float32, torch.float64)
-_CHECK_TOLERANCE = {
-    torch.float32: 1e-3,
-    torch.float64: 1e-9,
-    torch.bfloat16: 0.1,
-    torch.float16: 0.02,
-}  # of 1 + |expected|; a wrong kernel is wrong by far more
-
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 _bool = torch.bool
 _KEPT_ELEMENTS = 1 << 18  # of y: from here on the engine's memory, which it keeps, is faster than fresh memory
-
-
-def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batch_first: bool):
-    """T, B, I, H, P and the number of weights per direction. The only place that derives them."""
-    T, B, I = x.shape
-    if batch_first:
-        T, B = B, T
-    n = len(weights) // directions
-    H = weights[0].shape[0] // CELLS[cell][0]
-    return T, B, I, H, weights[n - 1].shape[0] if n & 1 else 0, n
-
-
-def reserve_shape(
-    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
-) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it, and, with zoneout of
-    c, c before it."""
-    zoned = CELLS[cell][1] - 1 if noise is not None and noise.zoneout[1] else 0
-    return directions, T, B, CELLS[cell][2] + (P > 0) + zoned, (H + LANES - 1) // LANES * LANES
-
-
-def checkpoints_shape(cell: str, T: int, B: int, H: int, directions: int, segment_steps: int) -> tuple[int, ...]:
-    """Shape of what forward keeps instead of that: c where a segment begins."""
-    return directions, (T - 1) // segment_steps, B, CELLS[cell][1] - 1, (H + LANES - 1) // LANES * LANES
 
 
 def five_per_direction(addresses: list[int], n: int) -> list[int]:
@@ -340,8 +301,10 @@ def forward(
         *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
         None if noise is None else noise.for_core(), backward_options,
     )  # fmt: skip
-    if CHECK:
-        check_forward(cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise), (y, h, c))
+    if _oracle.CHECK:
+        _oracle.check_forward(
+            cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise), (y, h, c)
+        )
     return y, h, c, reserve
 
 
@@ -411,11 +374,11 @@ def backward(
         None if noise is None else noise.for_core(), options,
     )  # fmt: skip
     found = [g for g in grads if g is not None]
-    if CHECK:
+    if _oracle.CHECK:
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
         rest = (lengths, reset_mask, directions, batch_first, noise, backprop)
-        check_backward(cell, inputs, rest, above, wanted, found)
+        _oracle.check_backward(cell, inputs, rest, above, wanted, found)
     return found
 
 
@@ -439,83 +402,3 @@ def kept_states(
         if with_gates:
             gates.masked_fill_(beyond[..., None, None, None], 0)
     return c, gates
-
-
-def oracle(
-    cell: str,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    reset_mask: Tensor | None,
-    weights: Sequence[Tensor],
-    directions: int,
-    batch_first: bool,
-    noise: Noise | None = None,
-    return_states: bool = False,
-    backprop: Backprop | None = None,
-) -> tuple[Tensor, ...]:
-    """The same layer by reference.layer(): y, h and, for the LSTM, c; with return_states then c of every step."""
-    if batch_first:
-        x = x.transpose(0, 1)
-        reset_mask = None if reset_mask is None else reset_mask.t()
-    _, B, _, H, P, _ = sizes(cell, x, weights, directions, False)
-    states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
-    if CELLS[cell][1] == 2:
-        states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
-    detach_mask, clip = (None, 0.0) if backprop is None else (backprop.detach_mask, backprop.grad_clip)
-    if detach_mask is not None and batch_first:
-        detach_mask = detach_mask.t()
-    y, last, *cs = reference.layer(
-        cell, x, weights, states, lengths, reset_mask, directions, noise, return_states, detach_mask, clip
-    )
-    y, *cs = (t.transpose(0, 1) if batch_first else t for t in (y, *cs))
-    return y, *last, *cs
-
-
-def _compare(cell: str, what: str, got: Sequence[Tensor | None], want: Sequence[Tensor]) -> None:
-    for i, (g, w) in enumerate(zip((g for g in got if g is not None), want)):
-        tolerance = _CHECK_TOLERANCE[g.dtype]
-        if not torch.allclose(g.double(), w, rtol=tolerance, atol=tolerance, equal_nan=True):
-            worst = (g.double() - w).abs().max().item()
-            raise RuntimeError(
-                f"{function_of(cell)}: FASTRNN_CHECK: {what} {i} differs from the reference by {worst:.3g}, "
-                f"expected at most {tolerance:g} of 1 + |value| (isa {_core.isa()})"
-            )
-
-
-def _double(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().double()
-
-
-def check_forward(cell: str, args: tuple, got: Sequence[Tensor | None]) -> None:
-    x, h0, c0, lengths, reset_mask, weights, *options = args
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        weights = [w.double() for w in weights]
-        want = oracle(cell, x.double(), _double(h0), _double(c0), lengths, reset_mask, weights, *options)
-        _compare(cell, "output", got, want)
-
-
-def check_backward(*args) -> None:
-    # In a thread of its own, because inside an operator autograd is off and cannot be turned on.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(_check_backward_here, *args).result()
-
-
-def _check_backward_here(
-    cell: str,
-    inputs: Sequence,
-    options: tuple,
-    douts: Sequence,
-    wanted: Sequence[bool],
-    got: Sequence[Tensor],
-) -> None:
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
-        x, h0, c0, *weights = inputs
-        lengths, reset_mask, *options, backprop = options
-        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options, len(douts) == 4, backprop)
-        pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
-        chosen = [t for t, want in zip(inputs, wanted) if want]
-        want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)
-        _compare(cell, "gradient", got, want)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._backprop import Backprop
-from ._kernels import CELLS, NORMALISED
+from ._cells import CELLS, NORMALISED
 
 WIDE_DTYPES = (torch.float32, torch.float64)
 NARROW_DTYPES = (torch.bfloat16, torch.float16)

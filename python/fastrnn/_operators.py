@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _kernels
-from ._kernels import CELLS, sizes
+from . import _backends, _checks, _oracle
+from ._cells import CELLS, sizes
 from ._layer_checks import check_layer, check_like
 
 _ARGS = (
@@ -213,7 +213,7 @@ def _second_derivative(
 
         def outputs(*some: Tensor) -> tuple[Tensor, ...]:
             x, h0, c0, *weights = (s if want else t for s, t, want in zip(spread(some, wanted), inputs, wanted))
-            return _kernels.oracle(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
+            return _oracle.oracle(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
 
         out, vjp = torch.func.vjp(outputs, *chosen)
         return vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in zip(out, (dy, dh, dc))))

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _backends, _checks
 from ._backprop import Backprop
-from ._kernels import CELLS
+from ._cells import CELLS
 from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
 from ._noise import Rates
 from .ops import Keep, rnn_layer

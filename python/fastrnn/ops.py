@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _backends, _kernels, _operators
+from . import _backends, _kernels, _operators, _oracle
 from ._backprop import Backprop
+from ._cells import CELLS, NORMALISED
 from ._checks import function_of
-from ._kernels import CELLS, prepare
+from ._kernels import prepare
 from ._layer_checks import check_backprop, check_layer, check_rows
 from ._noise import Noise
 
@@ -98,9 +99,7 @@ def _restated_gradients(
 ) -> list[Tensor]:
     """Gradients that can be differentiated again, of a layer with options: by the oracle, with the same noise."""
     cell, x, h0, c0, lengths, reset_mask = args
-    outs = _kernels.oracle(
-        cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop
-    )
+    outs = _oracle.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop)
     pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
     chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
     outs, above = zip(*pairs)
@@ -204,7 +203,7 @@ def rnn_layer(
     special = noise is not None or keep is not None or backprop is not None
     if watched:
         _refuse(function or function_of(cell), special, "inside torch.compile, torch.export and torch.func")
-    if noise is not None and any(noise.zoneout) and cell in _kernels.NORMALISED:
+    if noise is not None and any(noise.zoneout) and cell in NORMALISED:
         raise ValueError(
             f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"
         )
@@ -253,7 +252,7 @@ def try_step(
     Returns:
         The new states, or None where rnn_layer() has to be asked.
     """
-    if _grad_enabled() or _watched() or _kernels.CHECK:
+    if _grad_enabled() or _watched() or _oracle.CHECK:
         return None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     call = prepare(cell, x, h0, c0, None, weights, 1, False, sizes, True)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._backprop import Backprop, backprop_of
-from .._kernels import CELLS
+from .._cells import CELLS
 from .._noise import Rates
 from .._stack import Stack, as_single, rates_of, run, run_with_states
 from ._options import check_options, initialise, make_stepper

@@ -1,0 +1,41 @@
+"""What the layer of a cell is made of: gates, states, and the sizes of what a call needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from . import _core, reference
+from ._noise import Noise
+
+LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
+# name -> gates, states, reserve slots, vectors, product
+CELLS: dict[str, tuple[int, ...]] = {
+    n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
+}
+NORMALISED = frozenset(name for name in CELLS if reference.CELLS[name] in reference.NORMALISED)
+
+
+def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batch_first: bool):
+    """T, B, I, H, P and the number of weights per direction. The only place that derives them."""
+    T, B, I = x.shape
+    if batch_first:
+        T, B = B, T
+    n = len(weights) // directions
+    H = weights[0].shape[0] // CELLS[cell][0]
+    return T, B, I, H, weights[n - 1].shape[0] if n & 1 else 0, n
+
+
+def reserve_shape(
+    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
+) -> tuple[int, ...]:
+    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it, and, with zoneout of
+    c, c before it."""
+    zoned = CELLS[cell][1] - 1 if noise is not None and noise.zoneout[1] else 0
+    return directions, T, B, CELLS[cell][2] + (P > 0) + zoned, (H + LANES - 1) // LANES * LANES
+
+
+def checkpoints_shape(cell: str, T: int, B: int, H: int, directions: int, segment_steps: int) -> tuple[int, ...]:
+    """Shape of what forward keeps instead of that: c where a segment begins."""
+    return directions, (T - 1) // segment_steps, B, CELLS[cell][1] - 1, (H + LANES - 1) // LANES * LANES
