@@ -1,8 +1,7 @@
 #pragma once
 // What a step may do to one unit of one row besides the cell: zoneout (Krueger et al. 2017) and the factors of
 // recurrent dropout (Gal & Ghahramani 2016), with the random numbers of csrc/noise.h. A step without them is compiled
-// apart (kSpecial = false) and is what it would be if they did not exist: registers are what these kernels are short
-// of.
+// apart (kSpecial = false) and is what it would be if they did not exist: these kernels are short of registers.
 #include <stdint.h>
 
 #include "../csrc/noise.h"
