@@ -308,17 +308,7 @@ class BackwardRun {
                                  });
   }
 
-  // Splits the gradient of the new states between the states before and what the cell computed; c_raw is what it
-  // computed.
-  void undo_zoneout(const Row& row, int64_t u, V* ds_new, V* s_new, V* kept) {
-    for (int q = 0; q < Cell::kStates; ++q) {
-      kept[q] = V(0);
-      if (p_.zoneout.rate[q] == 0) continue;
-      kept[q] = row.zoneout.blend(p_.zoneout, q, u, ds_new[q], V(0));
-      ds_new[q] = ds_new[q] - kept[q];
-      if (q) s_new[q] = V::load(row.c_raw + (q - 1) * Hp_ + u);
-    }
-  }
+  void undo_zoneout(const Row& row, int64_t u, V* ds_new, V* s_new, V* kept);
 
   template <bool kSpecial>
   void undo_norms(int64_t running);
@@ -329,55 +319,9 @@ class BackwardRun {
   void gates_from_c(const Row& row, int64_t u, V dc);
 
   template <bool kSpecial>
-  void units(const Row& row, int64_t u, int64_t lanes, V dh) {
-    if constexpr (Cell::kNormalised && kExtra == 1) return output_gradient(row, &row - row_, u, dh);
-    V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[kColumns];
-    V vectors[kVectorRoom<Cell>];
-    for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + u);
-    for (int q = 0; q < K; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
-    s[0] = Cell::kReadsH ? load_lanes(row.h_prev + u, lanes) : V(0);
-    s_new[0] = V(0);
-    ds_new[0] = dh;
-    for (int g = 0; g < G; ++g) dx[g] = dr[g] = V(0);  // gates left to backward_early()
-    for (int e = 0; e < kExtra; ++e) {
-      s[1 + e] = V::load(row.c_prev + e * Hp_ + u);
-      s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
-      ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
-    }
-    if (kSpecial && kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
-    V kept[Cell::kStates] = {};  // by zoneout: what goes straight to the state before
-    if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
-    cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
-    for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
-    if (kSpecial && p_.gate_clip > 0)
-      for (int g = 0; g < G; ++g) dx[g] = clip(dx[g]), dr[g] = clip(dr[g]);
-    for (int g = 0; g < G; ++g) {
-      dx[g].store(row.dx + g * Hp_ + u);
-      if (Cell::kNormalised)
-        dr[g].store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
-      else if (!Cell::kSharedGateGrad)
-        dr[g].store(row.dr + g * Hp_ + u);
-    }
-    for (int g = G; kTakesVectors<Cell> && g < kColumns; ++g) dr[g].store(row.dr + g * Hp_ + u);
-    if (!s_.P) ds[0].store(row.dh_out + u);
-    for (int e = 0; e < kExtra; ++e) ds[1 + e].store(row.dc_out + e * Hp_ + u);
-  }
-
+  void units(const Row& row, int64_t u, int64_t lanes, V dh);
   template <bool kSpecial>
-  void units_early(const Row& row, int64_t u, int64_t lanes, V du) {
-    if constexpr (Cell::kLateGates != 0) {
-      static_assert(Cell::kSharedGateGrad, "two-stage cells keep one row of gate gradients");
-      V saved[K], s[Cell::kStates], ds[Cell::kStates], dx[G], dr[G];
-      for (int q = 0; q < K; ++q) saved[q] = V::load(row.saved + q * Hp_ + u);
-      for (int g = 0; g < G; ++g) dx[g] = V::load(row.dx + g * Hp_ + u);
-      s[0] = load_lanes(row.h_prev + u, lanes);
-      ds[0] = V::load(row.dh_out + u);
-      Cell::backward_early(saved, s, du, dx, dr, ds);
-      for (int g = 0; g < S::gates(0); ++g)
-        (kSpecial && p_.gate_clip > 0 ? clip(dx[g]) : dx[g]).store(row.dx + g * Hp_ + u);
-      ds[0].store(row.dh_out + u);
-    }
-  }
+  void units_early(const Row& row, int64_t u, int64_t lanes, V du);
 
   // The rows of the chunk, for the long products: all rows that run at k0_, then at k0_ + 1, ...
   void list_chunk() {

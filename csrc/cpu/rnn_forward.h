@@ -297,53 +297,11 @@ class ForwardRun {
   template <bool kSpecial>
   void units_normalised(const Row& row, int64_t panel, const Moments<T>& of_r, const T* raw, const T* gx);
 
-  // The gate math of W units of one row.
   template <int stage, bool kSpecial>
-  void units(const Row& row, int64_t i, int64_t unit, const V* x, const V* rec) {
-    const int64_t lanes = s_.H - unit;
-    V s[Cell::kStates], s_new[Cell::kStates], saved[K];
-    s[0] = Cell::kReadsH ? load_lanes(row.h_prev + unit, lanes) : V(0);
-    for (int e = 0; e < kExtra; ++e) s[1 + e] = V::load(row.c_prev + e * Hp_ + unit);
-    if constexpr (Cell::kLateGates != 0 && stage == 0) {
-      V u;
-      Cell::early(x, rec, s, &u, saved);
-      if (kSpecial && p_.h_mask) u = u * load_lanes(row.mask + unit, lanes);
-      for (int g = 0; g < S::gates(0); ++g) saved[g].store(row.saved + g * Hp_ + unit);
-      u.store(row.saved + (K - 1) * Hp_ + unit);
-      u.store(u_ + rows_.order[i] * Hp_ + unit);
-    } else {
-      if constexpr (Cell::kLateGates != 0)
-        for (int g = 0; g < S::gates(0); ++g) saved[g] = V::load(row.saved + g * Hp_ + unit);
-      V vectors[kVectorRoom<Cell>];
-      for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + unit);
-      cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
-      if (kSpecial && zoned_) zone_out(row, unit, lanes, s, s_new);
-      for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
-      if (s_.P)
-        s_new[0].store(row.h_full + unit);
-      else
-        put_h<kSpecial>(row, unit, lanes, s_new[0]);
-      if (row.saved) {
-        constexpr int kFirst = Cell::kLateGates ? S::gates(0) : 0, kLast = Cell::kLateGates ? K - 1 : K;
-        for (int q = kFirst; q < kLast; ++q) saved[q].store(row.saved + q * Hp_ + unit);
-      }
-    }
-  }
-
+  void units(const Row& row, int64_t i, int64_t unit, const V* x, const V* rec);
   template <bool kSpecial>
-  void put_h(const Row& row, int64_t unit, int64_t lanes, V h) {
-    store_lanes(h, row.y + unit, lanes);
-    if (kSpecial && p_.h_mask) store_lanes(h * load_lanes(row.mask + unit, lanes), row.masked + unit, lanes);
-  }
-
-  void zone_out(const Row& row, int64_t unit, int64_t lanes, const V* s, V* s_new) {
-    if (p_.zoneout.rate[0] > 0)  // never with a projection, where h is not of this width
-      s_new[0] = row.zoneout.blend(p_.zoneout, 0, unit, load_lanes(row.h_prev + unit, lanes), s_new[0]);
-    for (int e = 0; p_.zoneout.rate[1] > 0 && e < kExtra; ++e) {
-      if (row.c_raw) s_new[1 + e].store(row.c_raw + e * Hp_ + unit);
-      s_new[1 + e] = row.zoneout.blend(p_.zoneout, 1 + e, unit, s[1 + e], s_new[1 + e]);
-    }
-  }
+  void put_h(const Row& row, int64_t unit, int64_t lanes, V h);
+  void zone_out(const Row& row, int64_t unit, int64_t lanes, const V* s, V* s_new);
 
   const RnnForward<T>& p_;
   const RnnShape& s_;
