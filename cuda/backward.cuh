@@ -81,21 +81,36 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     const int64_t per_step = p_.B * Base::slots() * p_.H;
     const E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
     const int64_t state_at = (at_.d * p_.B + row) * p_.H + unit;
-    for (int q = 0; q < K; ++q) v.saved[q] = widen(reserve[t * per_step + q * p_.H]);
+    const int gates = Base::kept_gates();
+    for (int q = 0; gates && q < K; ++q) v.saved[q] = widen(reserve[t * per_step + q * p_.H]);
     v.s_new[0] = widen(y[t * p_.y_stride_t]);
-    const int raw = Base::keeps_raw() ? Base::slots() - kStates : K - 1;  // what the cell found, not what zoneout left
+    const int raw =
+        Base::keeps_raw() ? Base::slots() - kStates : gates - 1;  // what the cell found, not what zoneout left
     for (int q = 1; q < kStates; ++q) v.s_new[q] = widen(reserve[t * per_step + (raw + q) * p_.H]);
     for (int q = 0; q < kStates && !fresh; ++q) {
       const E* first = as<E>(p_.states_in[q]);
       if (k == 0)
         v.s[q] = first ? widen(first[state_at]) : A(0);
       else
-        v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (K + q - 1) * p_.H]);
+        v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (gates + q - 1) * p_.H]);
     }
+    if constexpr (kSpecial && !kLate)
+      if (!gates) recompute(v, i % at_.units, (t * p_.B + row) * p_.D + at_.d, unit);
     if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
     if (kSpecial && p_.dc) v.dc = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + at_.d * p_.H + unit]);
     v.noise = Base::noise(t, row, unit);
     return v;
+  }
+
+  // The gates again. They are read where this thread will write their gradients, after it has read them.
+  __device__ void recompute(Kept& v, int own, int64_t at, int64_t unit) const {
+    A x[G], r[G], s_new[kStates], vectors[kVectorRoom<Cell>];
+    for (int g = 0; g < G; ++g) {
+      x[g] = widen(as<E>(p_.dgx)[(at * G + g) * p_.H + unit]);
+      r[g] = p_.dgr ? widen(as<E>(p_.dgr)[(at * G + g) * p_.H + unit]) : A(0);
+    }
+    for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + own];
+    cell_forward<Cell>(x, r, v.s, vectors, s_new, v.saved);
   }
 
   template <int stage>

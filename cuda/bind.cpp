@@ -192,6 +192,7 @@ struct Layer {  // the arguments that forward and backward share
   int64_t y_t, y_b;
   Address reserve, workspace;
   std::tuple<uint64_t, double, double, bool, Address> noise;  // seed, rates of h and c, training, h_mask
+  bool recompute;
 
   void fill(CudaLayer& p, const CudaPlan& plan) const {
     p.T = T;
@@ -215,6 +216,7 @@ struct Layer {  // the arguments that forward and backward share
     const auto& [seed, of_h, of_c, training, h_mask] = noise;
     p.zoneout = {seed, {of_h, of_c}, training};
     p.h_mask = at<void>(h_mask);
+    p.recompute = recompute;
     p.geometry = plan.geometry;
     p.wait_limit_ns = wait_limit_ns;
     void* error = nullptr;
@@ -310,7 +312,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
                        int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace,
-                       std::tuple<uint64_t, double, double, bool, Address> noise) {
+                       std::tuple<uint64_t, double, double, bool, Address> noise, bool recompute) {
         return Layer{std::move(cell),
                      std::move(dtype),
                      T,
@@ -328,7 +330,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
                      y_b,
                      reserve,
                      workspace,
-                     noise};
+                     noise,
+                     recompute};
       }));
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);

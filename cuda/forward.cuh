@@ -150,8 +150,9 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
       y[t * p_.y_stride_t] = narrow<E>(s_new[0]);
       if (p_.reserve) {
         E* to = slot(t, row, unit);
-        for (int q = 0; q < K; ++q) to[q * p_.H] = narrow<E>(saved[q]);
-        for (int q = 1; q < kStates; ++q) to[(K + q - 1) * p_.H] = narrow<E>(s_new[q]);
+        const int gates = Base::kept_gates();
+        for (int q = 0; gates && q < K; ++q) to[q * p_.H] = narrow<E>(saved[q]);
+        for (int q = 1; q < kStates; ++q) to[(gates + q - 1) * p_.H] = narrow<E>(s_new[q]);
       }
       return in.noise.in_product(s_new[0]);
     }

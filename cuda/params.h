@@ -37,15 +37,17 @@ struct CudaLayer {
   const void* h_mask;  // [D, B, H] factors of h where the recurrent product reads it; null = none
   void* y;             // [T, B, D*H]
   int64_t y_stride_t, y_stride_b;
-  void* reserve;           // [D, T, B, slots, H], see LayerRun::slots(); null = inference
-  void* workspace;         // see workspace_bytes()
-  uint32_t* error;         // set to 1 when a wait ran out of time
+  void* reserve;    // [D, T, B, slots, H], see LayerRun::slots(); null = inference
+  bool recompute;   // the reserve has no gates: on entry of backward dgx has W x + b_ih and dgr R h + b_hh (without
+                    // dgr: dgx has their sum)
+  void* workspace;  // see workspace_bytes()
+  uint32_t* error;  // set to 1 when a wait ran out of time
   uint64_t wait_limit_ns;  // of one wait; 0 makes every wait fail
   int64_t first, last;     // exchanges [first, last) of this launch: all of them, or one (stepwise)
   Geometry geometry;
 
-  // Whether the kernels that know regularisers have to run.
-  bool special() const { return zoneout.any() || h_mask; }
+  // Whether the kernels that know regularisers and recomputed gates have to run.
+  bool special() const { return zoneout.any() || h_mask || recompute; }
 };
 
 struct CudaForward : CudaLayer {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ import cases  # noqa: E402
 from cases import Case  # noqa: E402
 
 from fastrnn import DTypeError, ShapeError, _backends, _cuda_kernels, nn, ops  # noqa: E402
+from fastrnn._backprop import Backprop  # noqa: E402
 from fastrnn._device_stepper import DeviceStepper  # noqa: E402
 
 CELLS = [cell for cell in cases.CELLS if not cell.endswith("_norm")]  # those have no CUDA kernels
@@ -160,6 +162,37 @@ SPECIAL = [(*of, True) for of in SPECIAL] + [
     ids=[f"{s}-{c}-{k}-{str(d)[6:]}-{'training' if t else 'eval'}" for s, c, k, d, t in SPECIAL],
 )
 def test_regularisers_and_states_match_oracle(device, schedule, cell, case, dtype, training):
+    matches_oracle(device, schedule, cell, case, dtype, training, {})
+
+
+# Every cell in one schedule (the gates come back before the schedules differ), then the others.
+RECOMPUTED = [
+    *itertools.product(["cta"], [c for c in CELLS if "before" not in c], [CASES[2]], [torch.float32], [True]),
+    *itertools.product(SCHEDULES[1:], ["lstm", "gru"], [CASES[2]], [torch.float32], [True]),
+    *itertools.product(["cta"], ["lstm", "gru"], CASES[1:2], [torch.float32, torch.float64, torch.bfloat16], [False]),
+]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cell", "case", "dtype", "training"),
+    RECOMPUTED,
+    ids=[f"{s}-{c}-{k}-{str(d)[6:]}-{'training' if t else 'eval'}" for s, c, k, d, t in RECOMPUTED],
+)
+def test_recomputed_gates_match_oracle(device, schedule, cell, case, dtype, training):
+    matches_oracle(device, schedule, cell, case, dtype, training, {"backprop": Backprop(checkpoint_every=1)})
+    shape = (cell, case.T, case.B, case.H, 0, case.D)
+    whole, small = _cuda_kernels.reserve_shape(*shape), _cuda_kernels.reserve_shape(*shape, recompute=True)
+    assert small[3] == (cell in cases.WITH_C) < whole[3]
+    if dtype is torch.float64:
+        inputs = on(device, cases.make(cell, Case(3, 2, 2, 3), dtype))
+        found = []
+        for layer in (partial(cases.kernel, backprop=Backprop(checkpoint_every=1)), cases.oracle):
+            (g,) = torch.autograd.grad((layer(inputs)["y"] ** 3).sum(), inputs.x, create_graph=True)
+            found.append(torch.autograd.grad(g.square().sum(), list(inputs), materialize_grads=True))
+        assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*found))
+
+
+def matches_oracle(device, schedule, cell, case, dtype, training, options):
     inputs = cases.make(cell, case, dtype)
     noise, states = cases.noise_for(cell, case, training, dtype, not case.P), cell in cases.WITH_C
     exact = inputs.to(torch.float64)
@@ -168,7 +201,7 @@ def test_regularisers_and_states_match_oracle(device, schedule, cell, case, dtyp
     own = on(device, inputs)
     if noise.h_mask is not None:
         noise = noise._replace(h_mask=noise.h_mask.to(device))
-    got = results(own, schedule, noise=noise, states=states)
+    got = results(own, schedule, noise=noise, states=states, **options)
     for kind, chosen in (("output", lambda name: name[0] != "d"), ("gradient", lambda name: name[0] == "d")):
         cases.assert_close(*({k: v for k, v in of.items() if chosen(k)} for of in (got, want)), TOLERANCE[dtype][kind])
     with torch.no_grad():
@@ -473,6 +506,13 @@ def test_what_the_engine_lacks_is_named(host):
         NotImplementedError, match="lstm: recurrent_dropout with a projection is not implemented on cuda, expected 0"
     ):
         nn.LSTM(4, 8, proj_size=3, recurrent_dropout=0.1)(torch.ones(3, 2, 4))
+    for cell, case, what in (
+        ("lstm", Case(3, 2, 4, 8, P=3), "with a projection"), ("gru_reset_before", Case(3, 2, 4, 8), "of reset_after"),
+    ):  # fmt: skip
+        with pytest.raises(
+            NotImplementedError, match=f"checkpoint_every {what}.* is not implemented on cuda, expected 0"
+        ):
+            cases.kernel(cases.make(cell, case), backprop=Backprop(checkpoint_every=1))
 
 
 def test_lengths_are_clamped(host):

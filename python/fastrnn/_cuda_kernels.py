@@ -12,7 +12,8 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from . import _cells, _kernels, _oracle
 from . import _cuda_projection as projection
+from ._backprop import Backprop
 from ._cells import CELLS, sizes
-from ._cuda_products import Direction, input_gradient, project_input, weight_gradients
+from ._cuda_products import Direction, input_gradient, project_again, project_input, weight_gradients
 from ._noise import Noise
 
 DTYPES = {
@@ -52,10 +54,22 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 
 
 def reserve_shape(
-    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
+    cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None, recompute: bool = False
 ) -> tuple[int, ...]:
-    """As _cells.reserve_shape(), without padding; what belongs to a projection comes after the rest, see _split()."""
-    return *_cells.reserve_shape(cell, T, B, H, P, directions, noise)[:-1], H
+    """As _cells.reserve_shape(), without padding, and without gates if they are recomputed; what belongs to a projection
+    comes after the rest, see _split()."""
+    D, T, B, slots, _ = _cells.reserve_shape(cell, T, B, H, P, directions, noise)
+    return D, T, B, slots - recompute * _kept_gates(cell), H
+
+
+def _kept_gates(cell: str) -> int:
+    _, states, slots, *_ = CELLS[cell]
+    return slots - (states - 1)
+
+
+def _recomputes(cell: str, reserve: Tensor) -> bool:
+    """Whether forward has left the gates to backward."""
+    return reserve.shape[3] < CELLS[cell][2]
 
 
 def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,11 +124,21 @@ class _Recurrence:
     """The serial part of a layer: calls of the kernels, which know no input and no projection."""
 
     def __init__(
-        self, cell: str, x: Tensor, ways, rows, shape: tuple, batch_first: bool, schedule: str, noise: Noise | None
+        self,
+        cell: str,
+        x: Tensor,
+        ways: Sequence[Direction],
+        rows: tuple,
+        shape: tuple,
+        batch_first: bool,
+        schedule: str,
+        noise: Noise | None,
+        recompute: bool,
     ):
         self.cell, self.x, self.shape, self.batch_first, self.schedule = cell, x, shape, batch_first, schedule
         self.noise = _QUIET if noise is None else noise.for_core()
         self._h_mask = None if noise is None else noise.h_mask  # keeps its memory
+        self.recompute = recompute
         lengths, self.reset_mask = rows
         self.lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
         # A single step sees only h0, which the projected input has taken in: a stepper need not multiply matrices.
@@ -141,6 +165,7 @@ class _Recurrence:
             self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [_address(s) for s in states],
             _address(self.lengths), _address(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
             y.data_ptr(), *_strides(y, self.batch_first), _address(reserve), workspace.data_ptr(), self.noise,
+            self.recompute,
         )  # fmt: skip
         return layer, workspace
 
@@ -163,10 +188,12 @@ class _Recurrence:
         y: Tensor,
         reserve: Tensor,
         dcs: Tensor | None,
+        gates: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B, D*H],
         the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial
-        states [D, B, H]; above: those of the last states; dcs: of c of every step."""
+        states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them with what
+        the kernel recomputes the gates from."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
@@ -176,6 +203,8 @@ class _Recurrence:
         h_prev = self.x.new_empty(T, B, D * H)
         dstates = [self.x.new_empty(D, B, H) for _ in states]
         if B:
+            if gates is not None:
+                gates(dgx, dgr)
             plan, device, stream = self._plan(True)
             layer, _workspace = self._layer(plan, states, y, reserve)
             dy, dcs = (_dense(d) if d is not None and (d.is_neg() or d.stride(-1) != 1) else d for d in (dy, dcs))
@@ -204,9 +233,11 @@ def forward(
     training: bool,
     whole_reserve: bool = False,
     noise: Noise | None = None,
-    backprop: None = None,
+    backprop: Backprop | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As _kernels.forward(); `threads` is for CPUs."""
+    """As _kernels.forward(); `threads` is for CPUs. With checkpoint_every, of any number, the reserve has no gates, and backward
+    computes them again."""
+    recompute = training and backprop is not None and backprop.checkpoint_every > 0
     if cell not in module().CELLS:
         raise NotImplementedError(
             f"{_kernels.function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu"
@@ -217,13 +248,18 @@ def forward(
         raise NotImplementedError(
             f"{_kernels.function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
         )
+    if recompute and (P or module().CELLS[cell]["late_gates"]):
+        what = "with a projection" if P else "of reset_after=False"
+        raise NotImplementedError(
+            f"{_kernels.function_of(cell)}: checkpoint_every {what} is not implemented on cuda, expected 0"
+        )
     D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
     y = x.new_empty(*before, D * (P or H))
     reserve = None
     if training:
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
-        reserve = new(reserve_shape(cell, T, B, H, P, D, noise))
-    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise)
+        reserve = new(reserve_shape(cell, T, B, H, P, D, noise, recompute))
+    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise, recompute)
     gx = project_input(dense, ways)
     if P:
         last = _projected_forward(recurrence, gx, states, ways, y, reserve)
@@ -280,23 +316,30 @@ def backward(
     call: tuple | None = None,
     noise: Noise | None = None,
     dcs: Tensor | None = None,
-    backprop: None = None,
+    backprop: Backprop | None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call` is for CPUs."""
+    """As _kernels.backward(); `call` is for CPUs; what `backprop` asks for shows in the reserve."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     shape, rows = (T, B, I, H, directions), (lengths, reset_mask)
-    recurrence = _Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise)
+    again = _recomputes(cell, reserve)
+    recurrence = _Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise, again)
+    timed = dense.transpose(0, 1) if batch_first else dense
     above, y, reserve = [dh, dc][: len(states)], _dense(y), _dense(reserve)
     if P:
         found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted, dcs)
     else:
-        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(dy, above, states, y, reserve, dcs)
+        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(
+            dy, above, states, y, reserve, dcs,
+            partial(
+                project_again, timed, states[0], y.transpose(0, 1) if batch_first else y,
+                projection.rows_of(recurrence.lengths, reset_mask, T, batch_first), ways, noise,
+            ) if again else None,
+        )  # fmt: skip
         found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
         if any(wanted[3:]):
             late = module().CELLS[cell]["late_gates"] * H
             read = (late, reserve) if late else None
-            timed = dense.transpose(0, 1) if batch_first else dense
             for own in weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors, read):
                 found += [g for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
@@ -316,7 +359,8 @@ def kept_states(
     D, T, B, slots, H = reserve.shape
     if len(weights) // D & 1:  # projected
         reserve = _split(reserve)[0].view(D, T, B, slots - 1, H)
-    return _kernels.kept_states(cell, reserve, weights, lengths, batch_first, with_gates)
+    first = 0 if _recomputes(cell, reserve) else None
+    return _kernels.kept_states(cell, reserve, weights, lengths, batch_first, with_gates, first)
 
 
 def _projected_backward(

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _cuda_projection as projection
+from ._noise import Noise
+
 
 class Direction(NamedTuple):
     """The weights of one direction."""
@@ -19,14 +22,57 @@ class Direction(NamedTuple):
     w_hr: Tensor | None
 
 
-def project_input(x: Tensor, ways: Sequence[Direction]) -> Tensor:
-    """W_ih x + b_ih of all directions, with the first two dimensions of x."""
+def project_input(x: Tensor, ways: Sequence[Direction], gx: Tensor | None = None) -> Tensor:
+    """W_ih x + b_ih of all directions, with the first two dimensions of x; into gx where it is given."""
     GH = ways[0].w_ih.shape[0]
-    gx = x.new_empty(*x.shape[:2], len(ways) * GH)
+    gx = x.new_empty(*x.shape[:2], len(ways) * GH) if gx is None else gx
     for way, out in zip(ways, gx.flatten(0, 1).chunk(len(ways), dim=1)):
         flat, w = x.flatten(0, 1), way.w_ih.t()
         torch.mm(flat, w, out=out) if way.b_ih is None else torch.addmm(way.b_ih, flat, w, out=out)
     return gx
+
+
+def project_again(
+    x: Tensor,
+    h0: Tensor | None,
+    y: Tensor,
+    rows: projection.Rows,
+    ways: Sequence[Direction],
+    noise: Noise | None,
+    dgx: Tensor,
+    dgr: Tensor,
+) -> None:
+    """What the gates of all steps are made of, as the forward loop had it step by step: W_ih x + b_ih into dgx, and R h + b_hh
+    into dgr, or added to dgx if that is the same. x [T, B, I], y [T, B, D*H]."""
+    project_input(x, ways, dgx)
+    for d, own in enumerate(y.chunk(len(ways), dim=-1)):
+        way, (w, b) = dgr.flatten(0, 1).chunk(len(ways), dim=1)[d], ways[d][1:4:2]
+        h = _before(own, None if h0 is None else h0[d], rows, d)
+        h = (h if noise is None or noise.h_mask is None else h * noise.h_mask[d]).flatten(0, 1)[:, : w.shape[1]]
+        if dgr is dgx:
+            way.addmm_(h, w.t())
+            if b is not None:
+                way.add_(b[: w.shape[0]])
+        elif b is None:
+            torch.mm(h, w.t(), out=way)
+        else:
+            torch.addmm(b[: w.shape[0]], h, w.t(), out=way)
+
+
+def _before(y: Tensor, h0: Tensor | None, rows: projection.Rows, d: int) -> Tensor:
+    """h before each step [T, B, H] of direction d, from y [T, B, H]; anything in padding."""
+    lengths, reset = rows
+    none = y.new_zeros(1, *y.shape[1:])
+    h = torch.cat((y[1:], none) if d else (none, y[:-1]))
+    if h0 is not None:
+        h[projection.step_index(y, lengths, last=d == 1)] = h0
+    if reset is not None:  # in reverse, the reset at t is between the steps at t and t-1, and none is before the first
+        reset = torch.cat((reset[1:], reset.new_zeros(1, reset.shape[1]))) if d else reset
+        if d and lengths is not None:
+            last = projection.step_index(y, lengths, last=True)
+            reset[last] = False
+        h = h.masked_fill(reset.unsqueeze(-1), 0)
+    return h
 
 
 def input_gradient(dgx: Tensor, ways: Sequence[Direction], batch_first: bool) -> Tensor:

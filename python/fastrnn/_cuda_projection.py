@@ -29,7 +29,7 @@ def rows_of(lengths: Tensor | None, reset_mask: Tensor | None, T: int, batch_fir
     return None if lengths is None else lengths.to(torch.int64).clamp(0, T), reset_mask
 
 
-def _step(x: Tensor, lengths: Tensor | None, last: bool) -> tuple[int | Tensor, ...]:
+def step_index(x: Tensor, lengths: Tensor | None, last: bool) -> tuple[int | Tensor, ...]:
     """Index into x [T, B, ...] of the last time of each row, or of time 0; a row of length 0 has some padding there."""
     T, B = x.shape[:2]
     if not last or lengths is None:
@@ -54,7 +54,7 @@ def add_initial(gx: Tensor, h0: Tensor | None, w_hh: Tensor, rows: Rows, d: int)
     """Adds W_hh h0 [B, P] to the projected input gx [T, B, 4*H] of the first step, in place."""
     if h0 is None or not gx.shape[0]:
         return
-    at = _step(gx, rows[0], last=d == 1)
+    at = step_index(gx, rows[0], last=d == 1)
     gx[at] = gx[at] + _masked(h0 @ w_hh.t(), _first_mask(rows, d))
 
 
@@ -63,7 +63,7 @@ def last_of(y: Tensor, h0: Tensor | None, rows: Rows, d: int) -> Tensor:
     before = y.new_zeros(y.shape[1:]) if h0 is None else h0
     if not y.shape[0]:
         return before
-    h, lengths = y[_step(y, rows[0], last=d == 0)], rows[0]
+    h, lengths = y[step_index(y, rows[0], last=d == 0)], rows[0]
     return h if lengths is None else torch.where((lengths == 0).unsqueeze(-1), before, h)
 
 
@@ -76,7 +76,7 @@ def gradient_of_y(dy: Tensor | None, dh: Tensor | None, like: Tensor, rows: Rows
     if dh is None or not T:
         return total
     total = total.clone() if total is dy else total
-    at = _step(total, lengths, last=d == 0)
+    at = step_index(total, lengths, last=d == 0)
     total[at] = total[at] + _masked(dh, None if lengths is None else (lengths == 0).unsqueeze(-1))
     return total
 
@@ -85,7 +85,7 @@ def gradient_at_first(dgx: Tensor, rows: Rows, d: int) -> Tensor:
     """Gate gradients [B, 4*H] of the first step where it reads h0, else zero."""
     if not dgx.shape[0]:
         return dgx.new_zeros(dgx.shape[1:])
-    return _masked(dgx[_step(dgx, rows[0], last=d == 1)], _first_mask(rows, d))
+    return _masked(dgx[step_index(dgx, rows[0], last=d == 1)], _first_mask(rows, d))
 
 
 def gradient_of_h0(first: Tensor, w_hh: Tensor, dh: Tensor | None, rows: Rows, T: int) -> Tensor:

@@ -383,14 +383,21 @@ def backward(
 
 
 def kept_states(
-    cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool, with_gates: bool
+    cell: str,
+    reserve: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    batch_first: bool,
+    with_gates: bool,
+    first: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the gates
-    after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths."""
+    after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths. first: the slot of c, if not
+    behind the gates."""
     G, S, slots, *_ = CELLS[cell]
     H = weights[0].shape[0] // G
     kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)
-    first = slots - (S - 1)
+    first = slots - (S - 1) if first is None else first
     # Copies: backward still reads the reserve, and the caller may write into what he gets.
     c = kept[..., first, :].clone(memory_format=torch.contiguous_format).flatten(2) if S == 2 else None
     gates = kept[..., :G, :].clone(memory_format=torch.contiguous_format) if with_gates else None

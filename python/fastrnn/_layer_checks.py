@@ -127,16 +127,16 @@ def check_states(
         raise _checks.ShapeError(f"{function}: c0 is given, expected none: {cell} has one state")
 
 
-def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: bool, batch_first: bool) -> None:
-    """Raises unless the options of backward suit x, the cell and what else the caller wants."""
-    if getattr(x, "is_cuda", False):
-        raise NotImplementedError(
-            f"{function}: checkpoint_every, grad_clip and detach_mask are not implemented on {x.device.type}, expected none"
-        )
-    if keeps and options.checkpoint_every:
+def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: str, batch_first: bool) -> None:
+    """Raises unless the options of backward suit x, the cell and what else the caller wants: keeps is "", "return_states" or
+    "return_gates"."""
+    on_cuda = isinstance(x, Tensor) and _backends.kernels_of(x) is not _backends._kernels
+    if on_cuda and (options.grad_clip or options.detach_mask is not None):
+        raise NotImplementedError(f"{function}: grad_clip and detach_mask are not implemented on cuda, expected none")
+    if options.checkpoint_every and (keeps == "return_gates" or (keeps and not on_cuda)):
         raise ValueError(
-            f"{function}: return_states is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "
-            "the states of every step are what checkpoints do not keep"
+            f"{function}: {keeps} is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "
+            "what every step computed is what checkpoints do not keep"
         )
     if options.grad_clip and (cell in NORMALISED or not CELLS[cell][4]):
         what = "is layer-normalised" if cell in NORMALISED else "has no recurrent product"

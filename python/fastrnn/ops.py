@@ -77,7 +77,7 @@ class Keep:
     """
 
     def __init__(self, gates: bool = False):
-        self._with_gates = gates
+        self.wants = "return_gates" if gates else "return_states"
         self.c: Tensor | None = None
         self.gates: Tensor | None = None
 
@@ -85,7 +85,7 @@ class Keep:
         self, cell: str, reserve: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, batch_first: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         kernels = _backends.kernels_of(reserve)
-        return kernels.kept_states(cell, reserve, weights, lengths, batch_first, self._with_gates)
+        return kernels.kept_states(cell, reserve, weights, lengths, batch_first, self.wants == "return_gates")
 
 
 def _restated_gradients(
@@ -198,7 +198,7 @@ def rnn_layer(
     options = (directions, batch_first, schedule, threads)
     watched = _watched()
     if backprop is not None:
-        check_backprop(function or function_of(cell), cell, x, backprop, keep is not None, batch_first)
+        check_backprop(function or function_of(cell), cell, x, backprop, keep.wants if keep else "", batch_first)
         backprop = backprop if _grad_enabled() else None
     special = noise is not None or keep is not None or backprop is not None
     if watched:
