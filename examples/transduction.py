@@ -1,7 +1,7 @@
-"""Dates as 43 languages write them to ISO 8601: an encoder-decoder with additive attention, in fastrnn and in plain torch.
+"""Dates as 43 locales write them to ISO 8601: an encoder-decoder with additive attention, in fastrnn and in plain torch.
 
 The data are the date formats of CLDR, from the package babel: "Dienstag, 3. März 2026", "03/03/26", "2026年3月3日" and so on, each
-with the name of its language in front, as 03/04 is not the same day everywhere. Both models start from the same weights and
+with the name of its locale in front, as 03/04 is not the same day everywhere. Both models start from the same weights and
 see the same batches, in turns; afterwards they read dates that no training batch had.
 
 python examples/transduction.py               # some minutes;  needs: pip install fastrnn[torch,demo]
@@ -20,12 +20,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 import fastrnn
 from fastrnn import plots
 
-LANGUAGES = """ar bg bn ca cs da de el en en_GB es et eu fa fi fr he hi hr hu id it ja ka ko lt lv nl nb pl pt ro ru sk sl sv
+LOCALES = """ar bg bn ca cs da de el en en_GB es et eu fa fi fr he hi hr hu id it ja ka ko lt lv nl nb pl pt ro ru sk sl sv
 sw ta th tr uk vi zh""".split()
 STYLES = ("short", "medium", "long", "full")
 FIRST, DAYS = datetime.date(1970, 1, 1), 36525  # to 2069, so that a year of two digits is one year
 TARGET = "0123456789-<>"  # "<" begins and ">" ends
-SHOWN = [("de", "full"), ("en", "short"), ("ru", "long"), ("vi", "full")]
+SHOWN = [("de", "full"), ("en", "short"), ("ru", "full"), ("en_GB", "short")]
 
 
 class PlainAttention(nn.Module):
@@ -89,7 +89,7 @@ class Model(nn.Module):
 
 
 class Dates:
-    """Random dates in random languages and styles, as numbers."""
+    """Random dates in random locales and styles, as numbers."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -97,15 +97,15 @@ class Dates:
         self.random.shuffle(days)
         self.held_out, self.train = days[: DAYS // 10], days[DAYS // 10 :]
         week = [datetime.date(2026, month, day) for month in range(1, 13) for day in range(1, 8)]
-        texts = [self.text(language, style, day) for language in LANGUAGES for style in STYLES for day in week]
+        texts = [self.text(locale, style, day) for locale in LOCALES for style in STYLES for day in week]
         self.symbols = {c: i for i, c in enumerate(sorted({c for text in texts for c in text}))}
 
     def draw(self, days: list[int]) -> tuple[str, str, datetime.date]:
         day = FIRST + datetime.timedelta(self.random.choice(days))
-        return self.random.choice(LANGUAGES), self.random.choice(STYLES), day
+        return self.random.choice(LOCALES), self.random.choice(STYLES), day
 
-    def text(self, language: str, style: str, day: datetime.date) -> list[str]:
-        return [language, *format_date(day, style, locale=language)]
+    def text(self, locale: str, style: str, day: datetime.date) -> list[str]:
+        return [locale, *format_date(day, style, locale=locale)]
 
     def tensors(self, drawn: list[tuple[str, str, datetime.date]]) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, Tk], its lengths [B], and the targets [B, 12] with both marks."""
@@ -132,11 +132,12 @@ def train_step(model: Model, optimiser: torch.optim.Optimizer, batch: tuple[Tens
 def picture(model: Model, dates: Dates, path: str) -> None:
     from matplotlib.figure import Figure
 
-    drawn = [(language, style, datetime.date(2031, 8, 27)) for language, style in SHOWN]
+    drawn = [(locale, style, datetime.date(2031, 8, 27)) for locale, style in SHOWN]
     x, lengths, _ = dates.tensors(drawn)
     read, weights = model.read(x, lengths)
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for ax, d, n, iso, w in zip(figure.subplots(2, 2).flat, drawn, lengths.tolist(), read, weights):
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2, width_ratios=(5, 2))
+    for ax, d, n, iso, w in zip(axes.flat, drawn, lengths.tolist(), read, weights):
         plots.plot_attention(w[:, :n], dates.text(*d), list(iso), ax=ax, title=f"{d[0]}, {d[1]}")
     figure.savefig(path, dpi=110)
 
@@ -157,7 +158,7 @@ def main() -> None:
     models["torch"].load_state_dict(models["fastrnn"].state_dict())
     optimisers = {name: torch.optim.Adam(m.parameters(), lr=2e-3, fused=True) for name, m in models.items()}
     losses, seconds = {name: [] for name in models}, dict.fromkeys(models, 0.0)
-    print(f"{len(LANGUAGES)} languages, {len(dates.symbols)} symbols, {options.steps} steps of {options.batch} dates")
+    print(f"{len(LOCALES)} locales, {len(dates.symbols)} symbols, {options.steps} steps of {options.batch} dates")
     for step in range(options.steps):
         batch = dates.batch(dates.train, options.batch)
         for name in models if step % 2 else reversed(models):

@@ -297,7 +297,7 @@ def _draw(ax: Any, w: np.ndarray, source: list[str] | None, target: list[str] | 
         if tokens is None:
             continue
         step = math.ceil(len(tokens) / _LABELS)
-        upright = axis is ax.yaxis or max(len(_drawable(t)) for t in tokens) <= 1
+        upright = axis is ax.yaxis or max(len(_drawable(t)) for t in tokens) <= 2
         places, shown = range(0, len(tokens), step), tokens[::step]
         axis.set_ticks(places, [_drawable(t) for t in shown], fontsize=9, rotation=0 if upright else 90)
         for label, token in zip(axis.get_ticklabels(), shown):
