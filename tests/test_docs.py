@@ -21,6 +21,7 @@ PAGES = [
     "docs/kernels.md",
     "docs/cuda.md",
     "docs/attention.md",
+    "docs/decoder.md",
     "docs/diagnostics.md",
     "CONTRIBUTING.md",
     "bench/README.md",
@@ -28,7 +29,14 @@ PAGES = [
 EXAMPLES = sorted(SOURCE.glob("examples/*.py"))
 PACKAGE = Path(fastrnn.__file__).parent
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
-PAGES_WITH_CODE = ["README.md", "docs/semantics.md", "docs/kernels.md", "docs/attention.md", "docs/diagnostics.md"]
+PAGES_WITH_CODE = [
+    "README.md",
+    "docs/semantics.md",
+    "docs/kernels.md",
+    "docs/attention.md",
+    "docs/decoder.md",
+    "docs/diagnostics.md",
+]
 PAGES_WITH_COMMANDS = ["README.md", "CONTRIBUTING.md", "bench/README.md"]
 TORCH_FREE_PAGES = {"docs/kernels.md"}
 

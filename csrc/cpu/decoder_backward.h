@@ -65,11 +65,14 @@ class DecoderBackwardRun {
         at_(p.shape, K, Cell::kStates, p.v != nullptr, p.bahdanau),
         attention_(attention_of<T>(p)),
         Hw_(round_up(p.shape.H, W)),
+        ld_(G * Hw_ + 16),
+        ld_out_(Hw_ + 16),
         Fw_(p.bahdanau  ? at_.Mp
             : p.shape.F ? at_.Hp
                         : 0),
         Aw_(attention_.key_width()),
-        Mw_(attention_.memory_width()) {
+        Mw_(attention_.memory_width()),
+        ld_query_(Aw_ + 16) {
     Arena shared{scratch};
     take_shared(shared);
     Arena measure{nullptr};
@@ -104,10 +107,10 @@ class DecoderBackwardRun {
   void take_shared(Arena& arena) {
     const int64_t n = s_.B * s_.T;
     attention_.take_shared(arena);
-    dx_ = arena.take<T>(n * G * Hw_);
-    dr_ = kTwo ? arena.take<T>(n * G * Hw_) : dx_;
-    dout_ = arena.take<T>(p_.bahdanau ? 0 : n * Hw_);
-    dquery_ = arena.take<T>(n * Aw_);
+    dx_ = arena.take<T>(n * ld_);
+    dr_ = kTwo ? arena.take<T>(n * ld_) : dx_;
+    dout_ = arena.take<T>(p_.bahdanau ? 0 : n * ld_out_);
+    dquery_ = arena.take<T>(n * ld_query_);
     dv_ = arena.take<T>(s_.B * Aw_);
     h0_ = arena.take<T>(s_.B * at_.Hp);
     c0_ = arena.take<T>(s_.B * at_.Hp);
@@ -139,9 +142,9 @@ class DecoderBackwardRun {
   const T* c_before(int64_t i, int64_t t) const {
     return t ? record(i, t - 1) + at_.c : c0_ + (own_.begin + i) * at_.Hp;
   }
-  const T* dx_of(int64_t i, int64_t t) const { return t < s_.T ? dx_ + at(i, t) * G * Hw_ : zeros_; }
-  const T* dr_of(int64_t i, int64_t t) const { return t < s_.T ? dr_ + at(i, t) * G * Hw_ : zeros_; }
-  const T* dquery_of(int64_t i, int64_t t) const { return t < s_.T ? dquery_ + at(i, t) * Aw_ : zeros_; }
+  const T* dx_of(int64_t i, int64_t t) const { return t < s_.T ? dx_ + at(i, t) * ld_ : zeros_; }
+  const T* dr_of(int64_t i, int64_t t) const { return t < s_.T ? dr_ + at(i, t) * ld_ : zeros_; }
+  const T* dquery_of(int64_t i, int64_t t) const { return t < s_.T ? dquery_ + at(i, t) * ld_query_ : zeros_; }
   V given(const T* gradient, int64_t row, int64_t u) const {
     return gradient ? load_lanes(gradient + row * s_.H + u, s_.H - u) : V(0);
   }
@@ -193,7 +196,7 @@ class DecoderBackwardRun {
   void output_gradient(int64_t t) {
     const auto unit = [&](int64_t i, int64_t u, V d) {
       const V out = V::load(record(i, t) + at_.out + u);
-      ((d + given(p_.doutputs, at(i, t), u)) * d_tanh(out)).store(dout_ + at(i, t) * Hw_ + u);
+      ((d + given(p_.doutputs, at(i, t), u)) * d_tanh(out)).store(dout_ + at(i, t) * ld_out_ + u);
     };
     if (s_.F && t + 1 < s_.T)
       return product<1>({{list(0, [&](int64_t i) { return dx_of(i, t + 1); }), G * Hw_, w_.feed}}, s_.H, unit);
@@ -205,14 +208,14 @@ class DecoderBackwardRun {
     if (p_.bahdanau)
       product<1>({{list(0, [&](int64_t i) { return dx_of(i, t); }), G * Hw_, w_.feed}}, s_.M, store);
     else
-      product<1>({{list(0, [&](int64_t i) { return dout_ + at(i, t) * Hw_; }), s_.H, w_.context}}, s_.M, store);
+      product<1>({{list(0, [&](int64_t i) { return dout_ + at(i, t) * ld_out_; }), s_.H, w_.context}}, s_.M, store);
   }
   void attend(int64_t t) {
     for (int64_t i = 0; i < own_.size(); ++i) {
       const int64_t b = own_.begin + i, bt = at(i, t);
       const T* h = p_.bahdanau ? h_before(i, t) : record(i, t) + at_.h;
       attention_.backward(b, p_.v ? record(i, t) + at_.query : h, p_.weights + bt * s_.Tk, dcontext_ + i * Mw_,
-                          p_.dweights ? p_.dweights + bt * s_.Tk : nullptr, dquery_ + bt * Aw_,
+                          p_.dweights ? p_.dweights + bt * s_.Tk : nullptr, dquery_ + bt * ld_query_,
                           dkeys_ + i * s_.Tk * Aw_, dmemory_ + i * s_.Tk * Mw_, dv_ + b * Aw_);
     }
   }
@@ -221,7 +224,7 @@ class DecoderBackwardRun {
     const int64_t asked = p_.bahdanau ? t + 1 : t;  // the step whose query this h is
     const Part parts[] = {{list(0, [&](int64_t i) { return dr_of(i, t + 1); }), G * Hw_, w_.h},
                           {list(1, [&](int64_t i) { return dquery_of(i, asked); }), s_.A, p_.v ? w_.query : nullptr},
-                          {list(2, [&](int64_t i) { return dout_ + (p_.bahdanau ? 0 : at(i, t)) * Hw_; }), s_.H,
+                          {list(2, [&](int64_t i) { return dout_ + (p_.bahdanau ? 0 : at(i, t)) * ld_out_; }), s_.H,
                            p_.bahdanau ? nullptr : w_.hidden}};
     product(parts, s_.H, [&](int64_t i, int64_t u, V d) {
       if (!p_.v) d = d + V::load(dquery_of(i, asked) + u);
@@ -242,11 +245,11 @@ class DecoderBackwardRun {
       ds_new[1 + e] = V::load(dc_ + i * Hw_ + u);
     }
     Cell::backward(saved, s, s_new, ds_new, dx, dr, ds);
-    const int64_t row = at(i, t) * G;
+    const int64_t row = at(i, t);
     for (int g = 0; g < G; ++g) {
-      dx[g].store(dx_ + (row + g) * Hw_ + u);
-      if (kTwo) dr[g].store(dr_ + (row + g) * Hw_ + u);
-      store_lanes(dx[g], p_.dgates + (row + g) * s_.H + u, s_.H - u);
+      dx[g].store(dx_ + row * ld_ + g * Hw_ + u);
+      if (kTwo) dr[g].store(dr_ + row * ld_ + g * Hw_ + u);
+      store_lanes(dx[g], p_.dgates + (row * G + g) * s_.H + u, s_.H - u);
     }
     ds[0].store(dh_ + i * Hw_ + u);
     for (int e = 0; e < kExtra; ++e) ds[1 + e].store(dc_ + i * Hw_ + u);
@@ -277,13 +280,13 @@ class DecoderBackwardRun {
   // ---- after the loop, by columns of the results
 
   void weight_gradients() {
-    const auto dx = [&](int64_t b, int64_t t) { return dx_ + (b * s_.T + t) * G * Hw_; };
-    const auto dr = [&](int64_t b, int64_t t) { return dr_ + (b * s_.T + t) * G * Hw_; };
+    const auto dx = [&](int64_t b, int64_t t) { return dx_ + (b * s_.T + t) * ld_; };
+    const auto dr = [&](int64_t b, int64_t t) { return dr_ + (b * s_.T + t) * ld_; };
     const auto kept = [&](int64_t b, int64_t t) { return p_.reserve + (b * s_.T + t) * at_.size; };
     const auto h = [&](int64_t b, int64_t t) { return kept(b, t) + at_.h; };
     const auto h_old = [&](int64_t b, int64_t t) { return t ? h(b, t - 1) : h0_ + b * at_.Hp; };
     const auto context = [&](int64_t b, int64_t t) { return kept(b, t) + at_.context; };
-    const auto dout = [&](int64_t b, int64_t t) { return dout_ + (b * s_.T + t) * Hw_; };
+    const auto dout = [&](int64_t b, int64_t t) { return dout_ + (b * s_.T + t) * ld_out_; };
     outer(dr, h_old, G, s_.H, p_.dw_hh);
     if (p_.bahdanau) {
       outer(dx, context, G, s_.M, p_.dw_feed);
@@ -294,7 +297,7 @@ class DecoderBackwardRun {
       outer(dout, h, 1, s_.H, p_.dw_hidden);
     }
     if (p_.v) {
-      const auto dquery = [&](int64_t b, int64_t t) { return dquery_ + (b * s_.T + t) * Aw_; };
+      const auto dquery = [&](int64_t b, int64_t t) { return dquery_ + (b * s_.T + t) * ld_query_; };
       p_.bahdanau ? outer(dquery, h_old, 0, s_.H, p_.dw_query) : outer(dquery, h, 0, s_.H, p_.dw_query);
     }
     if (p_.db_hh) bias_gradient();
@@ -332,7 +335,7 @@ class DecoderBackwardRun {
         V total(0);
         for (int64_t b = 0; b < s_.B; ++b) {
           V sum(0);
-          for (int64_t t = 0; t < s_.T; ++t) sum = sum + V::load(dr_ + ((b * s_.T + t) * G + g) * Hw_ + u);
+          for (int64_t t = 0; t < s_.T; ++t) sum = sum + V::load(dr_ + (b * s_.T + t) * ld_ + g * Hw_ + u);
           total = total + sum;
         }
         store_lanes(total, p_.db_hh + g * s_.H + u, s_.H - u);
@@ -346,7 +349,9 @@ class DecoderBackwardRun {
   const Range own_;
   const DecoderRecord at_;
   StepAttention<T> attention_;
-  const int64_t Hw_, Fw_, Aw_, Mw_;  // padded widths of rows: units, feed, keys, memory
+  // Padded widths of rows: units, feed, keys, memory; and strides of rows that long products walk, never a multiple of
+  // 4 KiB, at which the rows of a column would share one set of the first cache.
+  const int64_t Hw_, ld_, ld_out_, Fw_, Aw_, Mw_, ld_query_;
   int64_t bytes_ = 0;
   // Of the team, by row of the batch and step: gradients of the gates, of what becomes h~, of the queries.
   T *dx_ = nullptr, *dr_ = nullptr, *dout_ = nullptr, *dquery_ = nullptr;

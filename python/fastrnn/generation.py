@@ -145,7 +145,8 @@ def beam_search(
 
         log P(Y) / ((5 + |Y|) / 6)^length_penalty + coverage_penalty * sum over k of log min(1, sum over t of w[t, k])
 
-    where w are the weights of attention, |Y| counts the end token and k runs over the memory that is real. All beams of a row read one memory.
+    where w are the weights of attention, |Y| counts the end token and k runs over the memory that is real. All beams
+    of a row read one memory.
 
     Args:
         memory to feed: as in generate().
