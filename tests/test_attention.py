@@ -68,9 +68,7 @@ def both(score, tensors, options):
     """What the kernels give and what the oracle gives in float64."""
     got = results(lambda *t: FUNCTIONS[score](*t, **options), tensors, options.get("bias"))
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    wide = dict(options)
-    if "bias" in wide:
-        wide["bias"] = wide["bias"].detach().double().requires_grad_()
+    wide = {name: o.detach().double().requires_grad_() if name == "bias" else o for name, o in options.items()}
     want = results(lambda *t: reference.attention(score, *t, **wide), exact, wide.get("bias"))
     return got, want
 
@@ -123,8 +121,7 @@ def test_v_of_any_size(isa, small):
     """v is divided by: zeros, and values that differ by orders of magnitude, next to each other and alone."""
     query, key, _, v = make("additive", (2, 5, 6, 40, 3), torch.float32, 2.0)
     with torch.no_grad():
-        v[3:6] = small
-        v[17] = small
+        v[[3, 4, 5, 17]] = small
     for each in (v.detach(), torch.full((40,), small)):
         got, want = (
             additive_scores(query, key, each),

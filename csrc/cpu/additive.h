@@ -199,8 +199,9 @@ class AdditiveScore {
     fill_zero(dkey_, keys * W);
     V dv(0);
     for (int64_t q = 0; q < s_.Tq; q += kTile) {
-      V sums[kTile];
-      const V gr = spread_tile<exact>(P_ + q * W, keys, dscore + q * ld, ld, sums);
+      V sums[kTile] = {V(0), V(0), V(0), V(0)};
+      const V gr = s_.Tq - q == 1 ? spread_tile<exact, 1>(P_ + q * W, keys, dscore + q * ld, ld, sums)
+                                  : spread_tile<exact, kTile>(P_ + q * W, keys, dscore + q * ld, ld, sums);
       // The sum of g tanh; the difference is taken here, where both are still small.
       dv = dv + (V((totals_[q] + totals_[q + 1]) + (totals_[q + 2] + totals_[q + 3])) - (gr + gr));
       for (int i = 0; i < kTile && q + i < s_.Tq; ++i)
@@ -209,33 +210,39 @@ class AdditiveScore {
     for (int64_t k = 0; k < keys; ++k) store_lanes(V(4) * c.v * V::load(dkey_ + k * W), c.dkey + k * s_.D, c.n);
     store_lanes(dv, c.dv, c.n);
   }
-  // Four queries by every key: sums of g (r - r^2) for each query, and into dkey_ for each key. Returns the sum of g r.
-  template <bool exact>
+  // TI queries by every key: sums of g (r - r^2) for each query, and into dkey_ for each key. Returns the sum of g r.
+  template <bool exact, int TI>
   V spread_tile(const T* queries, int64_t keys, const T* dscore, int64_t ld, V* into) const {
-    V P[kTile], sums[kTile], total(0);
-    const T* g[kTile];
+    V P[TI], sums[TI], total(0);
 #pragma GCC unroll 4
-    for (int i = 0; i < kTile; ++i) {
+    for (int i = 0; i < TI; ++i) {
       P[i] = V::load(queries + i * W);
-      g[i] = dscore + i * ld;
       sums[i] = V(0);
     }
     for (int64_t k = 0; k < keys; ++k) {
       const V R = V::load(R_ + k * W);
-      V gr[kTile], w[kTile];
+      V gr[TI], w[TI];
 #pragma GCC unroll 4
-      for (int i = 0; i < kTile; ++i) {
+      for (int i = 0; i < TI; ++i) {
         const V r = divides(i) ? ratio<exact, true>(P[i], R) : ratio<exact, false>(P[i], R);
-        gr[i] = V(g[i][k]) * r;
+        gr[i] = V(dscore[i * ld + k]) * r;
         w[i] = gr[i] - gr[i] * r;
         sums[i] = sums[i] + w[i];
       }
-      total = total + ((gr[0] + gr[1]) + (gr[2] + gr[3]));
-      (V::load(dkey_ + k * W) + ((w[0] + w[1]) + (w[2] + w[3]))).store(dkey_ + k * W);
+      total = total + sum_of_tile<TI>(gr);
+      (V::load(dkey_ + k * W) + sum_of_tile<TI>(w)).store(dkey_ + k * W);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kTile; ++i) into[i] = sums[i];
+    for (int i = 0; i < TI; ++i) into[i] = sums[i];
     return total;
+  }
+  template <int TI>
+  static FASTRNN_HD V sum_of_tile(const V* x) {
+    static_assert(TI == 1 || TI == 4, "");
+    if constexpr (TI == 1)
+      return x[0];
+    else
+      return (x[0] + x[1]) + (x[2] + x[3]);
   }
 
   const AttentionInput<T>& p_;
