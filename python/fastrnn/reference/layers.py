@@ -1,0 +1,155 @@
+"""One recurrent layer, step by step, for any cell and with every option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+
+from .._noise import Noise, hits
+from .cells import CELLS, GATES_WITHOUT_PRODUCT, NORMALISED, STATES, State
+
+
+def split_weights(weights: Sequence[Tensor], directions: int) -> list[list[Tensor | None]]:
+    """The flat weights of one layer as [w_ih, w_hh, b_ih, b_hh, w_hr] per direction, None where absent."""
+    n = len(weights) // directions
+    parts = []
+    for d in range(directions):
+        w = list(weights[d * n : (d + 1) * n])
+        bias = w[2:4] if n >= 4 else [None, None]
+        parts.append([w[0], w[1], *bias, w[-1] if n in (3, 5) else None])
+    return parts
+
+
+def _direction(
+    step: Callable[..., State],
+    x: Tensor,  # [T, B, I]
+    parts: Sequence[Tensor | None],
+    state: State,
+    valid: Tensor | None,  # [T, B, 1] bool, step t lies within the row
+    fresh: Tensor | None,  # [T, B, 1] bool, the state entering step t is the zero state
+    direction: int,
+    noise: Noise | None,
+    cut: Tensor | None,  # [T, B, 1] bool, no gradient of the state entering step t goes further
+    grad_clip: float,
+) -> tuple[Tensor, Tensor, State]:
+    w_ih, w_hh, b_ih, b_hh, w_hr = parts
+    if step in NORMALISED:
+        gates = layer_norm(linear(x, w_ih), b_ih.shape, b_hh[-len(b_ih) :], b_ih)
+    else:
+        gates = linear(x, w_ih, b_ih)
+    mask = None if noise is None or noise.h_mask is None else noise.h_mask[direction]
+    if grad_clip:
+        gates = _clipped(gates, grad_clip)
+        step = partial(step, product=lambda h, w, b: _clipped(linear(h if mask is None else h * mask, w, b), grad_clip))
+    elif mask is not None:
+        step = partial(step, product=lambda h, w, b: linear(h * mask, w, b))
+    T, B = x.shape[:2]
+    kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
+    ys: list[Tensor] = [x] * T
+    cs = list(ys)
+    for t in reversed(range(T)) if direction else range(T):
+        entering = state
+        if fresh is not None:
+            entering = tuple(torch.where(fresh[t], torch.zeros_like(s), s) for s in state)
+        if cut is not None:
+            entering = tuple(torch.where(cut[t], s.detach(), s) for s in entering)
+        leaving = step(gates[t], entering, w_hh, b_hh)
+        if w_hr is not None:
+            leaving = (linear(leaving[0], w_hr), *leaving[1:])
+        if kept:
+            leaving = tuple(new + k[t] * (old - new) for new, old, k in zip(leaving, entering, kept))
+        ys[t], cs[t] = leaving[0], leaving[-1]
+        if valid is not None:
+            ys[t], cs[t] = (torch.where(valid[t], s, torch.zeros_like(s)) for s in (ys[t], cs[t]))
+            leaving = tuple(torch.where(valid[t], new, old) for new, old in zip(leaving, state))
+        state = leaving
+    return torch.stack(ys), torch.stack(cs), state
+
+
+def _clipped(t: Tensor, bound: float) -> Tensor:
+    """t, whose gradient will be clipped to [-bound, bound]; that can be differentiated again."""
+    if t.requires_grad:
+        t = t.view_as(t)
+        t.register_hook(lambda g: g.clamp(-bound, bound))
+    return t
+
+
+def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor) -> Tensor:
+    """How much of the state before a step stays: zeros and ones [T, B, H], or its expectation."""
+    rate = noise.zoneout[state]
+    if not rate:
+        return like.new_zeros(T, 1, 1)
+    if not noise.training:
+        return like.new_full((T, 1, 1), rate)
+    return hits(noise.seed, 2 * direction + state, T, B, like.shape[-1], rate).to(like)
+
+
+def _boundaries(mask: Tensor | None, valid: Tensor | None) -> list[Tensor | None]:
+    """Between which steps nothing crosses, for each direction: bool [T, B, 1] by the step that is entered."""
+    if mask is None:
+        return [None, None]
+    starts = mask.bool().unsqueeze(-1)
+    starts = starts if valid is None else starts & valid
+    return [starts, torch.cat([starts[1:], torch.zeros_like(starts[:1])])]
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor] | None = None,
+    lengths: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    directions: int = 1,
+    noise: Noise | None = None,
+    return_states: bool = False,
+    detach_mask: Tensor | None = None,
+    grad_clip: float = 0.0,
+) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
+    """One recurrent layer, step by step.
+
+    Args:
+        cell: a name in CELLS.
+        x: [T, B, I] input.
+        weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], then b_ih, b_hh [G*H], then w_hr [P, H] if present.
+        states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None for zeros.
+        lengths: [B] integers, true length of each row; outputs past it are zero, the last state is the one at it.
+        reset_mask: [T, B] bool, where a new segment starts: no state crosses into step t from t-1, in either
+            direction. Entries past a row's length do nothing.
+        directions: 1, or 2 for a bidirectional layer.
+        noise: zoneout and the factors of recurrent dropout, see _noise.py.
+        return_states: True to return c of every step as well.
+        detach_mask: [T, B] bool, where no gradient of a state crosses from step t to t-1.
+        grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh, 0 for none.
+
+    Returns:
+        y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
+
+    Example:
+        >>> y, (h,) = layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
+    """
+    T, B = x.shape[:2]
+    parts = split_weights(weights, directions)
+    if states is None:
+        w_hh, w_hr = parts[0][1], parts[0][4]
+        out = w_hh.shape[1] or w_hh.shape[0] // GATES_WITHOUT_PRODUCT[cell]
+        sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
+        states = tuple(x.new_zeros(directions, B, size) for size in sizes)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(T, device=x.device)[:, None] < lengths[None, :]).unsqueeze(-1)
+        x = torch.where(valid, x, torch.zeros_like(x))  # NaN in the padding must not reach a gradient
+    fresh, cut = (_boundaries(mask, valid) for mask in (reset_mask, detach_mask))
+    ys, cs, lasts = [], [], []
+    for d in range(directions):
+        state = tuple(s[d] for s in states)
+        y, c, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise, cut[d], grad_clip)
+        ys.append(y)
+        cs.append(c)
+        lasts.append(last)
+    found = torch.cat(ys, -1), tuple(torch.stack(s) for s in zip(*lasts))
+    return (*found, torch.cat(cs, -1)) if return_states else found
