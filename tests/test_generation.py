@@ -203,6 +203,8 @@ def test_one_beam_is_greedy_and_small_vocabularies_work():
     likely = decoder.generate(memory, state, **options)
     one = decoder.beam_search(memory, state, **options, beams=1)
     assert torch.equal(one.tokens[:, 0], likely.tokens) and torch.equal(one.lengths[:, 0], likely.lengths)
+    cold = decoder.generate(memory, state, **options, temperature=1e-50, seed=1)
+    assert torch.equal(cold.tokens, likely.tokens)
     decoder, memory, lengths, state = make({}, V=2)
     found = decoder.beam_search(memory, state, start=0, end=1, max_length=3, lengths=lengths, beams=4, n_best=4)
     possible = {(1, 1, 1), (0, 1, 1), (0, 0, 1), (0, 0, 0)}

@@ -22,6 +22,7 @@ from .threads import current as current_threads
 __all__ = ["BeamSearch", "Generated", "beam_search", "generate"]
 
 _64 = (1 << 64) - 1
+_COLDEST = 1e-30  # below, the temperature would be zero as a float32; the most probable token is drawn long before
 
 
 class Generated(NamedTuple):
@@ -106,9 +107,10 @@ def generate(
         raise _checks.type_error("generate", "seed", seed, "an int or None")
     if temperature and seed is None:
         seed = int(torch.randint(1 << 62, ()))
+    temperature = max(float(temperature), _COLDEST) if temperature else 0.0
     found, L = _run(
         "generate", memory, weights, embedding, vocabulary, state, start, end, max_length, 1, False,
-        (float(temperature), top_k or 0, (seed or 0) & _64), (cell, order, keys, lengths, feed),
+        (temperature, top_k or 0, (seed or 0) & _64), (cell, order, keys, lengths, feed),
     )  # fmt: skip
     dtype = memory.dtype
     return Generated(
