@@ -3,6 +3,7 @@
 // loops read them, and serve every step. The additive score is that of additive.h: r = 1 / (1 + P R), P = e^(2 query),
 // R = e^(2 key), two terms sharing a reciprocal, and tanh itself where |query| or |key| exceeds kNear.
 #include "additive.h"
+#include "softmax.h"
 
 namespace fastrnn {
 namespace {
@@ -48,7 +49,7 @@ class StepAttention {
   void prepare(int64_t b) {
     const int64_t keys = keys_of(b);
     const T *key = raw_keys_ + b * Tk_ * A_, *memory = raw_memory_ + b * Tk_ * M_;
-    near_[b] = within(key, keys * A_);
+    near_[b] = magnitude(key, keys * A_) <= T(kNear);
     for (int64_t k = 0; k < keys; ++k) {
       T* into = keys_ + (b * Tk_ + k) * Ap_;
       for (int64_t d = 0; d < Ap_; d += W) {
@@ -65,7 +66,7 @@ class StepAttention {
     fill_zero(weights + keys, Tk_ - keys);
     if (!keys) return fill_zero(context, Mp_);
     scores(b, query, keys);
-    softmax(keys);
+    softmax(keys, row_);
     for (int64_t k = 0; k < keys; ++k) weights[k] = row_[k];
     weighted_sum(memory_ + b * Tk_ * Mp_, Mp_, keys, row_, context);
   }
@@ -81,12 +82,7 @@ class StepAttention {
     over_keys<1>(
         keys, Mp_, [&](int64_t k) { return memory + k * Mp_; },
         [&](int64_t d, V& sum, V m) { sum = sum + V::load(dcontext + d) * m; });
-    T mean = 0;
-    for (int64_t k = 0; k < keys; ++k) {
-      if (dweights) row_[k] += dweights[k];
-      mean += weights[k] * row_[k];
-    }
-    for (int64_t k = 0; k < keys; ++k) row_[k] = weights[k] * (row_[k] - mean);
+    softmax_gradient(keys, weights, dweights, T(1), row_, static_cast<T*>(nullptr));
     for (int64_t k = 0; k < keys; ++k) add_scaled(weights[k], dcontext, Mp_, dmemory + k * Mp_);
     if (!raw_v_) {
       weighted_sum(keys_ + b * Tk_ * Ap_, Ap_, keys, row_, dquery);
@@ -105,14 +101,9 @@ class StepAttention {
   }
 
  private:
-  static bool within(const T* x, int64_t n) {
-    bool all = true;
-    for (int64_t i = 0; i < n; ++i) all &= x[i] >= T(-kNear) && x[i] <= T(kNear);  // false for NaN
-    return all;
-  }
   // P_ = e^(2 query), or the query where r has to come from tanh; true if the first.
   bool load_query(int64_t b, const T* query) {
-    const bool fast = near_[b] && within(query, A_);
+    const bool fast = near_[b] && magnitude(query, A_) <= T(kNear);
     for (int64_t d = 0; d < Ap_; d += W) {
       const V x = d < A_ ? load_lanes(query + d, A_ - d) : V(0);
       (fast ? exp(x + x) : x).store(P_ + d);
@@ -160,39 +151,14 @@ class StepAttention {
       V sum(0);
       for (int64_t d = 0; d < A_; d += W)
         sum = sum - V(2) * V::load(v_ + d) * ratio<true>(V::load(P_ + d), raw_key(b, k, d));
-      row_[k] = sum_of_lanes(sum);
+      row_[k] = sum_lanes(sum);
     }
-  }
-  static T sum_of_lanes(V v) {
-    T sum = 0;
-    for (int i = 0; i < W; ++i) sum += v.v[i];
-    return sum;
   }
   V raw_key(int64_t b, int64_t k, int64_t d) const { return load_lanes(raw_keys_ + (b * Tk_ + k) * A_ + d, A_ - d); }
   template <bool exact>
   static FASTRNN_HD V ratio(V P, V R) {
     if constexpr (exact) return V(T(0.5)) - V(T(0.5)) * tanh(P + R);
     return quotient<false>(V(1), V(1) + P * R);
-  }
-  // In place, on row_; no score is masked here.
-  void softmax(int64_t keys) {
-    for (int64_t k = keys; k < Kp_ && k % W; ++k) row_[k] = -INFINITY;
-    V highest(-INFINITY), total(0);
-    for (int64_t k = 0; k < keys; k += W) highest = max(V::load(row_ + k), highest);
-    T most = highest.v[0];
-    for (int i = 1; i < W; ++i) most = highest.v[i] > most ? highest.v[i] : most;
-    for (int64_t k = 0; k < keys; k += W) {
-      V e = exp(V::load(row_ + k) - V(most));
-      if (keys - k < W) {  // exp does not reach zero
-        e.store(row_ + k);
-        fill_zero(row_ + keys, k + W - keys);
-        e = V::load(row_ + k);
-      }
-      e.store(row_ + k);
-      total = total + e;
-    }
-    const V all(sum_of_lanes(total));
-    for (int64_t k = 0; k < keys; k += W) (V::load(row_ + k) / all).store(row_ + k);
   }
   static void weighted_sum(const T* table, int64_t width, int64_t keys, const T* factors, T* out) {
     int64_t d = 0;

@@ -1,7 +1,7 @@
 #pragma once
 // The choice of tokens from the logits of a step: the most probable one, a sample, or the best continuations of beams.
 #include "../decoder.h"
-#include "layout.h"
+#include "softmax.h"
 
 namespace fastrnn {
 namespace {
@@ -26,18 +26,6 @@ T log_sum_exp(const T* logits, int64_t n, T highest) {
     for (int i = 0; i < n - v; ++i) sum += e.v[i];
   }
   return highest + T(::log(double(sum)));
-}
-template <class T>
-T highest_of(const T* x, int64_t n) {
-  using V = Vec<T>;
-  constexpr int W = V::kWidth;
-  V most(-INFINITY);
-  int64_t v = 0;
-  for (; v + W <= n; v += W) most = max(V::load(x + v), most);
-  T highest = -INFINITY;
-  for (int i = 0; i < W; ++i) highest = most.v[i] > highest ? most.v[i] : highest;
-  for (; v < n; ++v) highest = x[v] > highest ? x[v] : highest;
-  return highest;
 }
 
 // The smallest of the k largest of x, by a heap [k] whose root is the smallest kept.

@@ -46,13 +46,11 @@ void logits(const AttentionInput<T>& p, int64_t b, int64_t q, int64_t keys, T* r
   }
 }
 
-// Scores become weights, in place; a row in which nothing may be attended becomes zero.
+// Logits become weights, in place; a row of -inf alone becomes zero.
 template <class T>
-void masked_softmax(const AttentionInput<T>& p, int64_t b, int64_t q, int64_t keys, T* row) {
+void softmax(int64_t keys, T* row) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
-  fill_zero(row + keys, p.shape.Tk - keys);
-  logits(p, b, q, keys, row);
   T highest = highest_of(row, keys);
   if (highest == T(-INFINITY)) {
     bool nothing = true;  // or NaN, which is in no maximum
@@ -70,6 +68,14 @@ void masked_softmax(const AttentionInput<T>& p, int64_t b, int64_t q, int64_t ke
   }
   const V sum(sum_lanes(total));
   for (int64_t k = 0; k < keys; k += W) store_lanes(load_lanes(row + k, keys - k) / sum, row + k, keys - k);
+}
+
+// Scores become weights, in place; a row in which nothing may be attended becomes zero.
+template <class T>
+void masked_softmax(const AttentionInput<T>& p, int64_t b, int64_t q, int64_t keys, T* row) {
+  fill_zero(row + keys, p.shape.Tk - keys);
+  logits(p, b, q, keys, row);
+  softmax(keys, row);
 }
 
 // g: dweights of one query becomes dscore, in place, once `asked` (or null) has been added; dbias [keys] or null.
