@@ -91,6 +91,7 @@ int driver_version() {
 // ---- kernels
 #define FASTRNN_NAME(name, Cell) #name,
 constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_NAME)};
+constexpr const char* kSpecialNames[] = {FASTRNN_FOR_EACH_REGULARISED_CELL(FASTRNN_NAME)};
 constexpr const char* kTypeNames[kNumCudaTypes] = {"float32", "float64", "bfloat16", "float16"};
 const CudaKernels* const kTypeKernels[2][kNumCudaTypes] = {
     {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16, kKernelsFloat16},
@@ -106,7 +107,8 @@ int index_of(const char* const (&names)[N], const std::string& name, const char*
   throw std::invalid_argument(std::string("fastrnn._cuda: ") + what + " is '" + name + "', expected one of: " + all);
 }
 const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype, bool special = false) {
-  return kTypeKernels[special][index_of(kTypeNames, dtype, "dtype")][index_of(kCellNames, cell, "cell")];
+  const int index = special ? index_of(kSpecialNames, cell, "cell") : index_of(kCellNames, cell, "cell");
+  return kTypeKernels[special][index_of(kTypeNames, dtype, "dtype")][index];
 }
 
 Chip chip_of(int device) {
@@ -291,7 +293,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
   py::dict cells;
   for (size_t i = 0; i < std::size(kCellNames); ++i)
     cells[kCellNames[i]] = py::dict(py::arg("shared_gate_grad") = kKernelsFloat32[i].shared_gate_grad,
-                                    py::arg("late_gates") = kKernelsFloat32[i].stages - 1);
+                                    py::arg("late_gates") = kKernelsFloat32[i].stages - 1,
+                                    py::arg("special") = i < std::size(kSpecialNames));
   m.attr("CELLS") = cells;
   py::class_<CudaPlan>(m, "Plan", py::module_local())
       .def_property_readonly("schedule", [](const CudaPlan& p) { return cuda_schedule_name(p.geometry.schedule); })

@@ -81,5 +81,7 @@ struct Instance {
 
 #define FASTRNN_PLAIN(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT, false>::entry(),
 #define FASTRNN_SPECIAL(name, Cell) fastrnn::Instance<fastrnn::Cell, FASTRNN_ELEMENT, true>::entry(),
-#define FASTRNN_KERNELS(table, kind) \
-  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(kind)};
+#define FASTRNN_PLAIN_KERNELS(table) \
+  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_PLAIN)};
+#define FASTRNN_SPECIAL_KERNELS(table) \
+  const fastrnn::CudaKernels fastrnn::table[] = {FASTRNN_FOR_EACH_REGULARISED_CELL(FASTRNN_SPECIAL)};

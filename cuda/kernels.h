@@ -24,8 +24,8 @@ struct CudaKernels {
 
 enum CudaType { kFloat32, kFloat64, kBfloat16, kFloat16, kNumCudaTypes };
 
-// In the order of FASTRNN_FOR_EACH_POINTWISE_CELL; one translation unit each. The special kernels also know
-// regularisers, gradients of c of every step and gates that are recomputed.
+// In the order of FASTRNN_FOR_EACH_POINTWISE_CELL; one translation unit each. The special kernels, of the first of
+// these alone, also know regularisers, gradients of c of every step and gates that are recomputed.
 extern const CudaKernels kKernelsFloat32[], kKernelsFloat64[], kKernelsBfloat16[], kKernelsFloat16[];
 extern const CudaKernels kSpecialFloat32[], kSpecialFloat64[], kSpecialBfloat16[], kSpecialFloat16[];
 }  // namespace fastrnn

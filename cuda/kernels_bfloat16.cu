@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT __nv_bfloat16
-FASTRNN_KERNELS(kKernelsBfloat16, FASTRNN_PLAIN)
+FASTRNN_PLAIN_KERNELS(kKernelsBfloat16)

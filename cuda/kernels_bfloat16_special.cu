@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT __nv_bfloat16
-FASTRNN_KERNELS(kSpecialBfloat16, FASTRNN_SPECIAL)
+FASTRNN_SPECIAL_KERNELS(kSpecialBfloat16)

@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT __half
-FASTRNN_KERNELS(kKernelsFloat16, FASTRNN_PLAIN)
+FASTRNN_PLAIN_KERNELS(kKernelsFloat16)

@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT __half
-FASTRNN_KERNELS(kSpecialFloat16, FASTRNN_SPECIAL)
+FASTRNN_SPECIAL_KERNELS(kSpecialFloat16)

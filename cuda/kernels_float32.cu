@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT float
-FASTRNN_KERNELS(kKernelsFloat32, FASTRNN_PLAIN)
+FASTRNN_PLAIN_KERNELS(kKernelsFloat32)

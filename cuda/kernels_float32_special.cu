@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT float
-FASTRNN_KERNELS(kSpecialFloat32, FASTRNN_SPECIAL)
+FASTRNN_SPECIAL_KERNELS(kSpecialFloat32)

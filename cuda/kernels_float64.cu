@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT double
-FASTRNN_KERNELS(kKernelsFloat64, FASTRNN_PLAIN)
+FASTRNN_PLAIN_KERNELS(kKernelsFloat64)

@@ -1,3 +1,3 @@
 #include "instances.cuh"
 #define FASTRNN_ELEMENT double
-FASTRNN_KERNELS(kSpecialFloat64, FASTRNN_SPECIAL)
+FASTRNN_SPECIAL_KERNELS(kSpecialFloat64)

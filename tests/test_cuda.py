@@ -15,6 +15,7 @@ from cases import Case  # noqa: E402
 from fastrnn import DTypeError, ShapeError, _backends, _cuda_kernels, nn, ops  # noqa: E402
 from fastrnn._backprop import Backprop  # noqa: E402
 from fastrnn._device_stepper import DeviceStepper  # noqa: E402
+from fastrnn._noise import Noise  # noqa: E402
 
 CELLS = [cell for cell in cases.CELLS if not cell.endswith("_norm")]  # those have no CUDA kernels
 SCHEDULES = ("cta", "cluster", "grid", "stepwise")
@@ -137,11 +138,13 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
     assert all(torch.equal(inference[name].cpu(), got[name]) for name in inference)
 
 
+# Those of fastrnn.nn.LSTM, GRU and RNN, which have these options.
+REGULARISED = [c for c in CELLS if c.startswith(("lstm", "gru", "rnn"))]
 # Regularisers and gradients of c of every step run in kernels of their own: every cell in every schedule once, the other
 # element types, options and expectations with cells that differ in kind.
 SPECIAL = [
     *itertools.product(
-        SCHEDULES, [c for c in CELLS if c not in SAME_BUT_FOR_AN_ACTIVATION], CASES[2:3], [torch.float32]
+        SCHEDULES, [c for c in REGULARISED if c not in SAME_BUT_FOR_AN_ACTIVATION], CASES[2:3], [torch.float32]
     ),
     *itertools.product(SCHEDULES, ["lstm_peephole", "gru_reset_before"], CASES[1:2], [torch.float32]),
     *itertools.product(("cluster", "stepwise"), ["lstm"], cases.PROJECTED[1:2], [torch.float32]),
@@ -167,7 +170,7 @@ def test_regularisers_and_states_match_oracle(device, schedule, cell, case, dtyp
 
 # Every cell in one schedule (the gates come back before the schedules differ), then the others.
 RECOMPUTED = [
-    *itertools.product(["cta"], [c for c in CELLS if "before" not in c], [CASES[2]], [torch.float32], [True]),
+    *itertools.product(["cta"], [c for c in REGULARISED if "before" not in c], [CASES[2]], [torch.float32], [True]),
     *itertools.product(SCHEDULES[1:], ["lstm", "gru"], [CASES[2]], [torch.float32], [True]),
     *itertools.product(["cta"], ["lstm", "gru"], CASES[1:2], [torch.float32, torch.float64, torch.bfloat16], [False]),
 ]
@@ -500,6 +503,10 @@ def test_what_the_machine_lacks_is_named(host):
 
 
 def test_what_the_engine_lacks_is_named(host):
+    with pytest.raises(
+        NotImplementedError, match="fastgrnn: zoneout, .* are not implemented on cuda, expected none of them"
+    ):
+        cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4)), noise=Noise(1, (0.1, 0.0), True))
     with pytest.raises(NotImplementedError, match="lstm: layer_norm has no CUDA kernels, expected tensors on cpu"):
         nn.LSTM(4, 8, layer_norm=True)(torch.ones(3, 2, 4))
     with pytest.raises(

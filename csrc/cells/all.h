@@ -1,6 +1,7 @@
 #pragma once
-// The list of cells: one word here instantiates a cell in every schedule, ISA and binding. Those whose units need each
-// other inside a step beyond the product run on CPUs only.
+// The list of cells: one word here instantiates a cell in every schedule, ISA and binding. Those of the first list can
+// be regularised and recomputed on CUDA as well, where that takes kernels of its own; those whose units need each other
+// inside a step beyond the product run on CPUs only.
 #include "fastgrnn.h"
 #include "fastrnn.h"
 #include "gru.h"
@@ -15,23 +16,26 @@
 #include "minlstm.h"
 #include "rnn.h"
 
-#define FASTRNN_FOR_EACH_POINTWISE_CELL(X)         \
-  X(rnn_tanh, RnnTanhCell)                         \
-  X(rnn_relu, RnnReluCell)                         \
-  X(rnn_sigmoid, RnnSigmoidCell)                   \
-  X(lstm, LstmCell)                                \
-  X(lstm_hard, LstmHardCell)                       \
-  X(lstm_cifg, LstmCifgCell)                       \
-  X(lstm_peephole, LstmPeepholeCell)               \
-  X(gru, GruCell)                                  \
-  X(gru_hard, GruHardCell)                         \
-  X(gru_reset_before, GruResetBeforeCell)          \
-  X(gru_reset_before_hard, GruResetBeforeHardCell) \
-  X(fastrnn, FastRnnCell)                          \
-  X(fastgrnn, FastGrnnCell)                        \
-  X(indrnn_tanh, IndRnnTanhCell)                   \
-  X(indrnn_relu, IndRnnReluCell)                   \
-  X(mingru, MinGruCell)                            \
+#define FASTRNN_FOR_EACH_REGULARISED_CELL(X) \
+  X(rnn_tanh, RnnTanhCell)                   \
+  X(rnn_relu, RnnReluCell)                   \
+  X(rnn_sigmoid, RnnSigmoidCell)             \
+  X(lstm, LstmCell)                          \
+  X(lstm_hard, LstmHardCell)                 \
+  X(lstm_cifg, LstmCifgCell)                 \
+  X(lstm_peephole, LstmPeepholeCell)         \
+  X(gru, GruCell)                            \
+  X(gru_hard, GruHardCell)                   \
+  X(gru_reset_before, GruResetBeforeCell)    \
+  X(gru_reset_before_hard, GruResetBeforeHardCell)
+
+#define FASTRNN_FOR_EACH_POINTWISE_CELL(X) \
+  FASTRNN_FOR_EACH_REGULARISED_CELL(X)     \
+  X(fastrnn, FastRnnCell)                  \
+  X(fastgrnn, FastGrnnCell)                \
+  X(indrnn_tanh, IndRnnTanhCell)           \
+  X(indrnn_relu, IndRnnReluCell)           \
+  X(mingru, MinGruCell)                    \
   X(minlstm, MinLstmCell)
 
 #define FASTRNN_FOR_EACH_CELL(X)     \

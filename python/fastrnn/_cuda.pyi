@@ -18,6 +18,7 @@ class Chip(TypedDict):
 class Cell(TypedDict):
     shared_gate_grad: bool
     late_gates: int
+    special: bool  # whether it has kernels with regularisers and recomputation
 
 CELLS: dict[str, Cell]
 

@@ -244,6 +244,11 @@ def forward(
         )
     dense, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
+    if (noise is not None or recompute) and not module().CELLS[cell]["special"]:
+        raise NotImplementedError(
+            f"{_kernels.function_of(cell)}: zoneout, recurrent_dropout and checkpoint_every are not implemented on cuda, "
+            "expected none of them"
+        )
     if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
         raise NotImplementedError(
             f"{_kernels.function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
