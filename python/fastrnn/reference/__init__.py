@@ -2,9 +2,6 @@
 
 Slow on purpose and easy to read; the compiled kernels are tested against it, FASTRNN_CHECK=1 runs it beside every
 call, and double backward differentiates it.
-
-Example:
-    >>> y, (h,) = layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
 """
 
 from .attend import SCORES, additive_attention, additive_scores, attention, attention_decoder, dot_scores
