@@ -12,14 +12,13 @@ cells.md to bench/results/<cpu>/.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 import torch
 
 from fastrnn import _core, nn, ops, reference
-from fastrnn.bench import runner
+from fastrnn.bench import report, runner
 from fastrnn.bench.timing import interleave, paired_ratio, pinned
 
 LONG, EVERY = (4096, 16, 256), 128  # T, B, H; steps between checkpoints
@@ -140,9 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         f"checkpoint_every={EVERY} at T={LONG[0]}, B={LONG[1]}, H={LONG[2]}, over the plain layer: a training step, and the "
         f"memory that forward holds for backward besides x and the weights.\n\n{table(long)}"
     )
-    here = Path(__file__).resolve().parent
-    out = options.out or here / "results" / re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
-    out.mkdir(parents=True, exist_ok=True)
+    out = report.results_folder(__file__, machine["cpu"], options.out)
     (out / "cells.md").write_text(text)
     print(text)
     return 0

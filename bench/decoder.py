@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -175,9 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     if others and (warning := report.disturbed(others)):
         lines += ["", warning]
     text = "\n".join(lines) + "\n"
-    here = Path(__file__).resolve().parent
-    out = options.out or here / "results" / re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
-    out.mkdir(parents=True, exist_ok=True)
+    out = report.results_folder(__file__, machine["cpu"], options.out)
     (out / "decoder.md").write_text(text)
     (out / "decoder.json").write_text(json.dumps({"machine": machine, "points": rows}, indent=1) + "\n")
     print(text)

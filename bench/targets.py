@@ -10,7 +10,6 @@ T = 100, everyone's results checked against float64, contestants interleaved, me
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -305,7 +304,6 @@ def markdown(results: list[Result], machine: dict, limits: dict, warning: str | 
 
 
 def main(argv: list[str] | None = None) -> int:
-    here = Path(__file__).resolve().parent
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("--only", default=",".join(ROWS), help="rows, separated by commas")
     command.add_argument("--list", action="store_true", help="print the names of the rows")
@@ -332,7 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     points = list(bench.points.values())
     text = markdown(results, machine, bench.ceilings, report.disturbed(bench.others))
     print(text)
-    out = options.out or here / "results" / re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")
+    out = report.results_folder(__file__, machine["cpu"], options.out)
     tables = [{**asdict(r), "met": r.met} for r in results]
     settings = {"rows": chosen, "steps": options.steps, "budget_s": options.budget, "threads": torch.get_num_threads()}
     report.save_json(out / "targets.json", points, machine, bench.ceilings, {**settings, "targets": tables})

@@ -346,6 +346,26 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value", "v", "lengths", "mask", "bias"])
+def test_a_freed_or_shrunk_storage_is_refused(name):
+    tensors = {
+        "query": torch.randn(2, 3, 8),
+        "key": torch.randn(2, 5, 8),
+        "value": torch.randn(2, 5, 4),
+        "v": torch.ones(8),
+    }
+    tensors |= {
+        "lengths": torch.tensor([5, 2]),
+        "mask": torch.ones(2, 3, 5, dtype=torch.bool),
+        "bias": torch.ones(2, 3, 5),
+    }
+    storage = tensors[name].untyped_storage()
+    for size in (storage.nbytes() - 1, 0):
+        storage.resize_(size)
+        with pytest.raises(DeviceError, match=f"additive_attention: {name} has a storage of {size} bytes, expected"):
+            additive_attention(**tensors)
+
+
 @pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("bad", "error", "message"), BAD, ids=[b[2][:40] for b in BAD])
 def test_bad_input_is_named(function, bad, error, message):

@@ -293,6 +293,16 @@ def _bad():
     yield (x.to_sparse(), m, w, s), {}, fastrnn.DeviceError, "x has layout torch.sparse_coo"
 
 
+@pytest.mark.parametrize("name", ["memory", "weight_hh", "query_weight", "v"])
+def test_a_freed_storage_is_refused(name):
+    memory, H = torch.randn(2, 7, 6), 8
+    weights = {"weight_ih": torch.ones(4 * H, 3 + H), "weight_hh": torch.ones(4 * H, H), "v": torch.ones(6)}
+    weights |= {"query_weight": torch.ones(6, H), "output_weight": torch.ones(H, 6 + H)}
+    ({"memory": memory} | weights)[name].untyped_storage().resize_(0)
+    with pytest.raises(fastrnn.DeviceError, match=f"attention_decoder: {name} has a storage of 0 bytes, expected"):
+        attention_decoder(torch.randn(2, 5, 3), memory, DecoderWeights(**weights))
+
+
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), list(_bad()), ids=lambda v: str(v)[:40])
 def test_bad_input_is_named(arguments, options, error, message):
     with pytest.raises(error, match=f"attention_decoder: {message}"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _core, ops, reference
+from ._memory import address_of, aligned, check_storage, dense
 from .threads import current as current_threads
 
 SCORES = tuple(_core.SCORES)
@@ -47,7 +48,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64."""
     tensors = (query, key, value, v, lengths, mask, bias)
-    if ops._watched() or ops._exotic(tensors):
+    if ops.is_watched() or ops.is_exotic(tensors):
         return torch.ops.fastrnn.attention(score, *tensors, scale)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Eager.apply(score, *tensors, scale)
@@ -67,7 +68,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dcontext, dweights):
-        raw = not (torch.is_grad_enabled() or ops._watched() or ops._exotic((dcontext, dweights)))
+        raw = not (torch.is_grad_enabled() or ops.is_watched() or ops.is_exotic((dcontext, dweights)))
         return _differentiate(ctx, dcontext, dweights, _backward if raw else torch.ops.fastrnn.attention_backward)
 
 
@@ -75,39 +76,30 @@ class _Eager(torch.autograd.Function):
 # Raw calls
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.resolve_neg().contiguous()
-    return t.clone() if t.data_ptr() % t.element_size() else t
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _pairs(t: Tensor | None) -> tuple[Tensor | None, list[int]]:
+def _pairs(function: str, name: str, t: Tensor | None) -> tuple[Tensor | None, list[int]]:
     """An array [B, Tq, Tk] whose memory can be read as it is, and its strides."""
     if t is None:
         return None, [0, 0, 0]
-    if t.is_neg() or t.data_ptr() % t.element_size():
-        t = t.resolve_neg().clone()
+    check_storage(function, name, t)
+    t = aligned(t.resolve_neg())
     return t, list(t.stride())
 
 
 def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
     """The call as _core takes it, and the tensors whose memory it reads."""
-    tensors = [_dense(t) for t in (query, key, value, v, lengths)]
-    (mask, mask_strides), (bias, bias_strides) = _pairs(mask), _pairs(bias)
+    f = f"{score}_attention"
+    named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
+    tensors = [dense(f, name, t) for name, t in named.items()]
+    (mask, mask_strides), (bias, bias_strides) = _pairs(f, "mask", mask), _pairs(f, "bias", bias)
     (B, Tq, D), Tk, Dv = query.shape, key.shape[1], 0 if value is None else value.shape[2]
     if lengths is not None and lengths.numel():
         lowest, highest = (int(n) for n in lengths.aminmax())
-        _checks.check_lengths(f"{score}_attention", lowest, highest, Tk)
-    addresses = [_address(t) for t in tensors]
+        _checks.check_lengths(f, lowest, highest, Tk)
+    addresses = [address_of(t) for t in tensors]
     if value is not None and not addresses[2]:
         addresses[2] = addresses[0] or 64  # empty; zero would ask for raw scores
     call = _core.Attention(
-        score, query.element_size(), B, Tq, Tk, D, Dv, *addresses, _address(mask), mask_strides, _address(bias),
+        score, query.element_size(), B, Tq, Tk, D, Dv, *addresses, address_of(mask), mask_strides, address_of(bias),
         bias_strides, scale,
     )  # fmt: skip
     return call, (tensors, mask, bias)
@@ -122,12 +114,13 @@ def _forward(score, query, key, value, v, lengths, mask, bias, scale):
 
 def _backward(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
     call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
-    weights, dcontext, dweights = _dense(weights), _dense(dcontext), _dense(dweights)
+    named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
+    weights, dcontext, dweights = (dense(f"{score}_attention", name, t) for name, t in named.items())
     found = _backward_fake(
         score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
     )
     _core.attention_backward(
-        call, weights.data_ptr(), _address(dcontext), _address(dweights), *map(_address, found), current_threads()
+        call, weights.data_ptr(), address_of(dcontext), address_of(dweights), *map(address_of, found), current_threads()
     )
     return found
 

@@ -23,7 +23,9 @@ from . import _cells, _kernels, _oracle
 from . import _cuda_projection as projection
 from ._backprop import Backprop
 from ._cells import CELLS, sizes
+from ._checks import STATE_NAMES, function_of, weight_names
 from ._cuda_products import Direction, input_gradient, project_again, project_input, weight_gradients
+from ._memory import address_of, dense
 from ._noise import Noise
 
 DTYPES = {
@@ -90,21 +92,14 @@ def prepare_any(
     batch_first: bool,
 ) -> tuple:
     """The tensors of a call as the kernels read them, dense: x, states, and the weights of each direction."""
-    n = len(weights) // directions
-    ways = []
+    f, n = function_of(cell), len(weights) // directions
+    names, ways = weight_names(directions, n >= 4, bool(n & 1)), []
     for k in range(0, len(weights), n):
-        w = [_dense(t) for t in weights[k : k + n]]
+        w = [dense(f, name, t) for name, t in zip(names[k : k + n], weights[k : k + n])]
         b_ih, b_hh = w[2:4] if n >= 4 else (None, None)
         ways.append(Direction(w[0], w[1], b_ih, b_hh, w[-1] if n & 1 else None))
-    return _dense(x), [_dense(s) for s in (h0, c0)[: CELLS[cell][1]]], ways
-
-
-def _dense(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.resolve_neg().contiguous()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+    states = [dense(f, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
+    return dense(f, "x", x), states, ways
 
 
 def _strides(t: Tensor | None, batch_first: bool) -> tuple[int, int]:
@@ -160,11 +155,11 @@ class _Recurrence:
         """The arguments that forward and backward share, and the workspace, which has to outlive the call."""
         T, B, I, H, D = self.shape
         workspace = self.x.new_empty(max(plan.workspace_bytes, 1), dtype=torch.uint8)
-        weights = [_address(t) for pair in zip(self.weights, self.biases) for t in pair]
+        weights = [address_of(t) for pair in zip(self.weights, self.biases) for t in pair]
         layer = module().Layer(
-            self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [_address(s) for s in states],
-            _address(self.lengths), _address(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
-            y.data_ptr(), *_strides(y, self.batch_first), _address(reserve), workspace.data_ptr(), self.noise,
+            self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [address_of(s) for s in states],
+            address_of(self.lengths), address_of(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
+            y.data_ptr(), *_strides(y, self.batch_first), address_of(reserve), workspace.data_ptr(), self.noise,
             self.recompute,
         )  # fmt: skip
         return layer, workspace
@@ -205,14 +200,18 @@ class _Recurrence:
         if B:
             if gates is not None:
                 gates(dgx, dgr)
+            f = function_of(self.cell)
             plan, device, stream = self._plan(True)
             layer, _workspace = self._layer(plan, states, y, reserve)
-            dy, dcs = (_dense(d) if d is not None and (d.is_neg() or d.stride(-1) != 1) else d for d in (dy, dcs))
-            above = [_dense(d) for d in above]
+            dy, dcs = (
+                d if d is None or (not d.is_neg() and d.stride(-1) == 1) else dense(f, name, d)
+                for name, d in (("dy", dy), ("dc", dcs))
+            )
+            above = [dense(f, name, d) for name, d in zip(("dh", "dc"), above)]
             module().rnn_backward(
-                layer, plan, device, stream, _address(dy), *_strides(dy, self.batch_first),
-                [_address(d) for d in above], _address(dcs), *_strides(dcs, self.batch_first), dgx.data_ptr(),
-                0 if shared else dgr.data_ptr(), _address(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
+                layer, plan, device, stream, address_of(dy), *_strides(dy, self.batch_first),
+                [address_of(d) for d in above], address_of(dcs), *_strides(dcs, self.batch_first), dgx.data_ptr(),
+                0 if shared else dgr.data_ptr(), address_of(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
             )  # fmt: skip
         return dgx, dgr, h_prev, dvectors, dstates
 
@@ -239,24 +238,22 @@ def forward(
     computes them again."""
     recompute = training and backprop is not None and backprop.checkpoint_every > 0
     if cell not in module().CELLS:
-        raise NotImplementedError(
-            f"{_kernels.function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu"
-        )
-    dense, states, ways = call
+        raise NotImplementedError(f"{function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu")
+    x, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     if (noise is not None or recompute) and not module().CELLS[cell]["special"]:
         raise NotImplementedError(
-            f"{_kernels.function_of(cell)}: zoneout, recurrent_dropout and checkpoint_every are not implemented on cuda, "
+            f"{function_of(cell)}: zoneout, recurrent_dropout and checkpoint_every are not implemented on cuda, "
             "expected none of them"
         )
     if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
         raise NotImplementedError(
-            f"{_kernels.function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
+            f"{function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
         )
     if recompute and (P or module().CELLS[cell]["late_gates"]):
         what = "with a projection" if P else "of reset_after=False"
         raise NotImplementedError(
-            f"{_kernels.function_of(cell)}: checkpoint_every {what} is not implemented on cuda, expected 0"
+            f"{function_of(cell)}: checkpoint_every {what} is not implemented on cuda, expected 0"
         )
     D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
     y = x.new_empty(*before, D * (P or H))
@@ -265,7 +262,7 @@ def forward(
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
         reserve = new(reserve_shape(cell, T, B, H, P, D, noise, recompute))
     recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise, recompute)
-    gx = project_input(dense, ways)
+    gx = project_input(x, ways)
     if P:
         last = _projected_forward(recurrence, gx, states, ways, y, reserve)
     else:
@@ -325,14 +322,15 @@ def backward(
 ) -> list[Tensor]:
     """As _kernels.backward(); `call` is for CPUs; what `backprop` asks for shows in the reserve."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
-    dense, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
+    x, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     shape, rows = (T, B, I, H, directions), (lengths, reset_mask)
     again = _recomputes(cell, reserve)
     recurrence = _Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise, again)
-    timed = dense.transpose(0, 1) if batch_first else dense
-    above, y, reserve = [dh, dc][: len(states)], _dense(y), _dense(reserve)
+    timed = x.transpose(0, 1) if batch_first else x
+    f, above = function_of(cell), [dh, dc][: len(states)]
+    y, reserve = dense(f, "y", y), dense(f, "reserve", reserve)
     if P:
-        found = _projected_backward(recurrence, dense, y, reserve, dy, above, states, ways, wanted, dcs)
+        found = _projected_backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs)
     else:
         dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(
             dy, above, states, y, reserve, dcs,

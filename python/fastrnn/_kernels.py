@@ -18,7 +18,8 @@ from torch.nn import Parameter
 from . import _core, _oracle
 from ._backprop import Backprop
 from ._cells import CELLS, LANES, checkpoints_shape, reserve_shape, sizes
-from ._checks import STATE_NAMES, check_lengths, function_of, storage_error, weight_names, weight_shapes
+from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
+from ._memory import address_of, check_storage, dense
 from ._noise import Noise
 from .threads import current as current_threads
 
@@ -168,26 +169,10 @@ def _still_there(call: tuple, x: Tensor, weights: Sequence[Tensor], others: Sequ
     return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors] == call[-1]
 
 
-def _dense(cell: str, name: str, t: Tensor | None) -> Tensor | None:
-    """The tensor, contiguous, after making sure that it lies within its storage (a freed shard does not)."""
-    if t is None:
-        return None
-    if not t.is_contiguous() or t.is_neg():
-        t = t.resolve_neg().contiguous()
-    have, item = t.untyped_storage().nbytes(), t.element_size()
-    needed = (t.storage_offset() + t.numel()) * item
-    if needed > have and t.numel():
-        raise storage_error(function_of(cell), name, have, needed)
-    return t.clone() if t.data_ptr() % item else t
-
-
 def _rows(cell: str, name: str, t: Tensor, batch_first: bool) -> tuple[Tensor, int, int]:
     """The tensor with its last dimension contiguous, and its strides over t and b."""
+    check_storage(function_of(cell), name, t)
     (n0, n1, n2), (s0, s1, s2) = t.shape, t.stride()
-    have = t.untyped_storage().nbytes()
-    needed = (t.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + (n2 - 1) * s2 + 1) * t.element_size()
-    if n0 and n1 and n2 and needed > have:
-        raise storage_error(function_of(cell), name, have, needed)
     if t.is_neg() or (s2 != 1 and n2 > 1) or t.data_ptr() % t.element_size():
         if s0 == s1 == 0 and n0 and n1:  # expanded, as the gradient of y.sum() is: one row serves for all
             return t[0, 0].resolve_neg().clone(memory_format=torch.contiguous_format), 0, 0
@@ -210,10 +195,10 @@ def prepare_any(
     T, B, I, H, P, n = sizes(cell, x, weights, directions, batch_first)
     x, s0, s1 = _rows(cell, "x", x, batch_first)
     names = weight_names(directions, n >= 4, P > 0)
-    weights = [_dense(cell, name, w) for name, w in zip(names, weights)]
-    states = [_dense(cell, name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
+    weights = [dense(function_of(cell), name, w) for name, w in zip(names, weights)]
+    states = [dense(function_of(cell), name, s) for name, s in zip(STATE_NAMES, (h0, c0)[: CELLS[cell][1]])]
     addresses = five_per_direction([w.data_ptr() for w in weights], n)
-    call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(_address, states)]
+    call = x.element_size(), T, B, I, H, P, x.data_ptr(), s0, s1, addresses, [*map(address_of, states)]
     mask = _mask_in_place(cell, "reset_mask", reset_mask, batch_first)
     return *call, *mask, (directions, B), (x, weights, states)  # the last keeps the memory
 
@@ -222,10 +207,8 @@ def _mask_in_place(cell: str, name: str, mask: Tensor | None, batch_first: bool)
     """Address and strides over t and b: a mask is read where it lies."""
     if mask is None:
         return 0, 0, 0
-    have, (n0, n1), (s0, s1) = mask.untyped_storage().nbytes(), mask.shape, mask.stride()
-    needed = mask.storage_offset() + (n0 - 1) * s0 + (n1 - 1) * s1 + 1
-    if n0 and n1 and needed > have:
-        raise storage_error(function_of(cell), name, have, needed)
+    check_storage(function_of(cell), name, mask)
+    s0, s1 = mask.stride()
     return (mask.data_ptr(), s1, s0) if batch_first else (mask.data_ptr(), s0, s1)
 
 
@@ -233,15 +216,11 @@ def _checked_lengths(cell: str, lengths: Tensor | None, T: int) -> Tensor | None
     """lengths as int64; the values are read here because no earlier layer may."""
     if lengths is None:
         return None
-    lengths = _dense(cell, "lengths", lengths.to(torch.int64))
+    lengths = dense(function_of(cell), "lengths", lengths.to(torch.int64))
     if lengths.numel():
         lowest, highest = lengths.aminmax()
         check_lengths(function_of(cell), int(lowest), int(highest), T)
     return lengths
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def forward(
@@ -297,7 +276,7 @@ def forward(
             reserve = torch.from_numpy(_core.reserve(shape, item))
         reserve_address = reserve.data_ptr()
     _core_forward(
-        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),
         *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
         None if noise is None else noise.for_core(), backward_options,
     )  # fmt: skip
@@ -343,7 +322,7 @@ def backward(
         call = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, *mask, _, _ = call
     y, y_t, y_b = _rows(cell, "y", y, batch_first)
-    dh, dc = _dense(cell, "dh", dh), _dense(cell, "dc", dc)
+    dh, dc = dense(function_of(cell), "dh", dh), dense(function_of(cell), "dc", dc)
     dy_t = dy_b = 0
     if dy is not None:
         dy, dy_t, dy_b = _rows(cell, "dy", dy, batch_first)
@@ -351,7 +330,7 @@ def backward(
     if dcs is not None:
         dcs, dcs_t, dcs_b = _rows(cell, "dc", dcs, batch_first)
     lengths64 = _checked_lengths(cell, lengths, T)
-    reserve = _dense(cell, "reserve", reserve)
+    reserve = dense(function_of(cell), "reserve", reserve)
     options = None
     if backprop is not None:
         detach = _mask_in_place(cell, "detach_mask", backprop.detach_mask, batch_first)
@@ -363,13 +342,13 @@ def backward(
     grads = [x.new_empty(shape) if want else None for shape, want in zip(shapes, wanted)]
     for w, want in zip(weights, wanted[3:]):
         grads.append(None if not want else torch.empty_like(w) if plain else x.new_empty(w.shape))
-    dx, dh0, dc0, *dweights = map(_address, grads)
+    dx, dh0, dc0, *dweights = map(address_of, grads)
     dx_t, dx_b = (I, T * I) if batch_first else (B * I, I)
     S = len(states_in)
     _core_backward(
-        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, _address(lengths64),
-        *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), _address(dy), dy_t, dy_b,
-        [_address(dh), _address(dc)][:S], _address(dcs), dcs_t, dcs_b, dx, dx_t, dx_b, [dh0, dc0][:S],
+        cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),
+        *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), address_of(dy), dy_t, dy_b,
+        [address_of(dh), address_of(dc)][:S], address_of(dcs), dcs_t, dcs_b, dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
         None if noise is None else noise.for_core(), options,
     )  # fmt: skip

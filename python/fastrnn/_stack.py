@@ -69,26 +69,24 @@ def as_single(function: str, state: object) -> State | None:
     return (state,)
 
 
-def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
-    """The weights of an IndRNN as its kernel takes them: w_hh without columns, and u at the end of b_hh."""
-    for name, t in (("weight_ih", w_ih), ("weight_hh", u), ("bias", bias)):
-        if not isinstance(t, Tensor):
-            raise _checks.type_error("indrnn", name, t, "a torch.Tensor")
-    H = w_ih.shape[0] if w_ih.ndim else 0
-    _checks.check_shape("indrnn", "weight_hh", u.shape, "(H,)", (H,))
-    _checks.check_shape("indrnn", "bias", bias.shape, "(H,)", (H,))
-    return [w_ih, w_ih.new_empty(H, 0), bias, torch.cat((torch.zeros_like(u), u))]
-
-
 def as_minimal(function: str, gates: int, w_ih: Tensor, bias: Tensor) -> list[Tensor]:
-    """The weights of a minGRU or minLSTM as its kernel takes them: w_hh without columns, b_hh zero."""
+    """The weights of a cell without a recurrent matrix as its kernel takes them: w_hh has no columns, b_hh is zero."""
     for name, t in (("weight_ih", w_ih), ("bias", bias)):
         if not isinstance(t, Tensor):
             raise _checks.type_error(function, name, t, "a torch.Tensor")
     H = w_ih.shape[0] // gates if w_ih.ndim else 0
-    symbols, rows = f"({gates}*H,)", (gates * H,)
+    symbols, rows = f"({gates}*H,)" if gates > 1 else "(H,)", (gates * H,)
     _checks.check_shape(function, "bias", bias.shape, symbols, rows)
     return [w_ih, w_ih.new_empty(*rows, 0), bias, torch.zeros_like(bias)]
+
+
+def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
+    """The weights of an IndRNN: as_minimal(), and u at the end of b_hh."""
+    if not isinstance(u, Tensor):
+        raise _checks.type_error("indrnn", "weight_hh", u, "a torch.Tensor")
+    *weights, zero = as_minimal("indrnn", 1, w_ih, bias)
+    _checks.check_shape("indrnn", "weight_hh", u.shape, "(H,)", (w_ih.shape[0],))
+    return [*weights, torch.cat((zero, u))]
 
 
 def rates_of(

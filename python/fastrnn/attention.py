@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks
 from ._attention_checks import check_scale, check_shapes
 from ._attention_operators import WITH_V, attention
+from ._memory import check_storage
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
 
@@ -218,4 +219,5 @@ def _expand(function: str, name: str, t: Tensor, shape: tuple[int, int, int]) ->
     try:
         return t.expand(shape)
     except RuntimeError:
+        check_storage(function, name, t)  # expand() minds that as well
         raise _checks.shape_error(function, name, t.shape, "(B, Tq, Tk)", shape) from None

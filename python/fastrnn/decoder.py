@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from . import _checks, _core, reference
 from ._decoder_checks import FUNCTION, check_operator, check_tensor, check_user, checked_lengths, sizes_of, split_state
+from ._memory import address_of, dense
 from .threads import current as current_threads
 
 __all__ = ["DecoderWeights", "attention_decoder"]
@@ -26,6 +27,10 @@ _ARGS = (
     "Tensor? feed0, Tensor w_hh, Tensor? b_hh, Tensor? w_feed, Tensor? w_query, Tensor? v, Tensor? w_context, "
     "Tensor? w_hidden"
 )
+_NAMES = (
+    "x", "memory", "keys", "lengths", "h0", "c0", "feed", "weight_hh", "bias_hh", "weight_ih", "query_weight", "v",
+    "output_weight", "output_weight",
+)  # fmt: skip
 _DIFFERENTIABLE = 13  # every tensor of _ARGS but lengths
 _lib = torch.library.Library("fastrnn", "FRAGMENT")
 _tags = (torch.Tag.pt2_compliant_tag,)
@@ -149,17 +154,6 @@ def prepare(x, memory, weights, state, cell, order, keys, lengths, feed) -> tupl
 # Operators
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
-    if t is None:
-        return None
-    t = t.resolve_neg().contiguous()
-    return t.clone() if t.data_ptr() % t.element_size() else t
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def core_call(arguments, steps: int | None = None) -> tuple:
     """The call as _core takes it, the tensors whose memory it reads, and the sizes; T is `steps` if given."""
     cell, bahdanau, *tensors = arguments
@@ -170,9 +164,9 @@ def core_call(arguments, steps: int | None = None) -> tuple:
     sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
     if steps is not None:
         sizes = (sizes[0], steps, *sizes[2:])
-    dense = [_dense(t) for t in tensors]
-    dense[3] = _dense(checked_lengths(lengths, sizes[2]))
-    return _core.Decoder(gates.element_size(), cell, bahdanau, sizes, [_address(t) for t in dense]), dense, sizes
+    tensors[3] = checked_lengths(lengths, sizes[2])
+    tensors = [dense(FUNCTION, name, t) for name, t in zip(_NAMES, tensors)]
+    return _core.Decoder(gates.element_size(), cell, bahdanau, sizes, [*map(address_of, tensors)]), tensors, sizes
 
 
 def _forward(cell, bahdanau, *rest):
@@ -182,7 +176,7 @@ def _forward(cell, bahdanau, *rest):
     if any(n % 32 for n in sizes[3:6]):
         reserve.zero_()  # its padding is not written, and the operator's result has to be the same each time
     if sizes[0]:
-        _core.decoder_forward(call, *map(_address, (outputs, weights, h, c, reserve)), current_threads())
+        _core.decoder_forward(call, *map(address_of, (outputs, weights, h, c, reserve)), current_threads())
     return outputs, weights, h, c, reserve
 
 
@@ -206,10 +200,10 @@ def _backward(cell, bahdanau, *rest):
         if t is not None:
             check_tensor(name, t, tensors[0])
             _checks.check_shape(FUNCTION, name, t.shape, "the shape that goes with forward", shape)
-    given = [_dense(t) for t in (weights, reserve, *given)]
+    given = [dense(FUNCTION, name, t) for name, t in zip(names, (weights, reserve, *given))]
     found = _backward_fake(cell, bahdanau, *rest)
     if B:
-        _core.decoder_backward(call, [_address(t) for t in given], [_address(t) for t in found], current_threads())
+        _core.decoder_backward(call, [*map(address_of, given)], [*map(address_of, found)], current_threads())
     else:
         for t in found:
             t.zero_()

@@ -56,7 +56,7 @@ class _Eager(torch.autograd.Function):
         options, noise, backprop = ctx.options, ctx.noise, ctx.backprop
         wanted = ctx.needs_input_grad[8:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
-        if _grad_enabled() or _watched() or _exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
+        if _grad_enabled() or is_watched() or is_exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
             if noise is not None or dcs is not None or backprop is not None:
                 above = (dy, dh, dc, dcs) if dcs is not None else (dy, dh, dc)
                 found = _restated_gradients(args, weights, options, noise, backprop, above, wanted)
@@ -106,7 +106,7 @@ def _restated_gradients(
     return list(torch.autograd.grad(outs, chosen, above, create_graph=True, materialize_grads=True))
 
 
-def _watched() -> bool:
+def is_watched() -> bool:
     """Whether anything is active that has to see an operator rather than a raw call."""
     return (
         _is_compiling()
@@ -118,7 +118,7 @@ def _watched() -> bool:
     )
 
 
-def _exotic(tensors: Sequence[Tensor | None]) -> bool:
+def is_exotic(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a tensor is of a subclass, which may want to see the operator, or has no memory."""
     return any(type(t) not in (Tensor, Parameter) or t.is_meta for t in tensors if t is not None)
 
@@ -196,7 +196,7 @@ def rnn_layer(
             c0 = states[1]
     args = (cell, x, h0, c0, lengths, reset_mask)
     options = (directions, batch_first, schedule, threads)
-    watched = _watched()
+    watched = is_watched()
     if backprop is not None:
         check_backprop(function or function_of(cell), cell, x, backprop, keep.wants if keep else "", batch_first)
         backprop = backprop if _grad_enabled() else None
@@ -215,14 +215,14 @@ def rnn_layer(
         check_layer(
             function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
         )
-        if watched or _exotic((x, h0, c0, lengths, reset_mask, *weights)):
+        if watched or is_exotic((x, h0, c0, lengths, reset_mask, *weights)):
             _refuse(function, special, "for tensor subclasses")
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     elif lengths is not None:
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
-        if _exotic((lengths,)):
+        if is_exotic((lengths,)):
             _refuse(function, special, "for tensor subclasses")
             return _states_of(cell, *_operators.call(args, list(weights), options))
     if _grad_enabled():
@@ -252,7 +252,7 @@ def try_step(
     Returns:
         The new states, or None where rnn_layer() has to be asked.
     """
-    if _grad_enabled() or _watched() or _oracle.CHECK:
+    if _grad_enabled() or is_watched() or _oracle.CHECK:
         return None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     call = prepare(cell, x, h0, c0, None, weights, 1, False, sizes, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def _short(value: float) -> str:
 
 def _ratio(value: float) -> str:
     return f"[{'green' if value >= 1 else 'red'}]{_short(value)}x[/]"
+
+
+def results_folder(script: str, machine: str, out: Path | None = None) -> Path:
+    """Where a script keeps its results: `out`, or results/<machine> beside the script; made if it is not there."""
+    name = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    folder = out or Path(script).resolve().parent / "results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def save_json(path: str | Path, points: list[Point], machine: dict, ceilings: dict, settings: dict) -> None:

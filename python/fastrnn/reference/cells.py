@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
+from .. import _core
+
 State = tuple[Tensor, ...]
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[..., Tensor]  # torch.nn.functional.linear, or something on the way to it
@@ -185,6 +187,5 @@ CELLS: dict[str, Callable[..., State]] = {
     "gru_norm": gru_norm,
 }
 NORMALISED = (lstm_norm, gru_norm)
-# Cells without a recurrent matrix, whose w_hh is [G*H, 0].
-GATES_WITHOUT_PRODUCT = {"indrnn_tanh": 1, "indrnn_relu": 1, "mingru": 2, "minlstm": 3}
-STATES = {name: 2 if name.startswith("lstm") else 1 for name in CELLS}
+STATES = {name: cell["states"] for name, cell in _core.CELLS.items()}
+GATES = {name: cell["gates"] for name, cell in _core.CELLS.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from .._noise import Noise, hits
-from .cells import CELLS, GATES_WITHOUT_PRODUCT, NORMALISED, STATES, State
+from .cells import CELLS, GATES, NORMALISED, STATES, State
 
 
 def split_weights(weights: Sequence[Tensor], directions: int) -> list[list[Tensor | None]]:
@@ -136,7 +136,7 @@ def layer(
     parts = split_weights(weights, directions)
     if states is None:
         w_hh, w_hr = parts[0][1], parts[0][4]
-        out = w_hh.shape[1] or w_hh.shape[0] // GATES_WITHOUT_PRODUCT[cell]
+        out = w_hh.shape[1] or w_hh.shape[0] // GATES[cell]  # [G*H, 0] without a recurrent matrix
         sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None

@@ -1,0 +1,37 @@
+"""From a tensor to memory that a kernel can read: inside its storage, aligned, contiguous. The one place that knows how."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._checks import storage_error
+
+
+def check_storage(function: str, name: str, t: Tensor) -> None:
+    """Raises unless all elements lie within the tensor's storage, as those of a freed shard do not."""
+    have = t.untyped_storage().nbytes()
+    if t.is_contiguous():
+        last = t.numel()
+    else:
+        last = 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride()))
+    needed = (t.storage_offset() + last) * t.element_size()
+    if needed > have and t.numel():
+        raise storage_error(function, name, have, needed)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """The tensor, or a copy if its address is no multiple of its elements' size, as torch.frombuffer allows."""
+    return t.clone() if t.data_ptr() % t.element_size() else t
+
+
+def dense(function: str, name: str, t: Tensor | None) -> Tensor | None:
+    """The tensor as contiguous memory; None stays None."""
+    if t is None:
+        return None
+    check_storage(function, name, t)
+    return aligned(t.resolve_neg().contiguous())
+
+
+def address_of(t: Tensor | None) -> int:
+    """Where the memory is; 0 for None."""
+    return 0 if t is None else t.data_ptr()
