@@ -50,7 +50,7 @@ RnnWeights<T> weights_of(const Addresses& list, size_t first) {
 
 // seed, rate of h, rate of c, training, address of h_mask; see csrc/noise.h.
 using Noise = std::tuple<uint64_t, double, double, bool, Address>;
-// segment_steps, gate_clip, detach_mask and its strides; see csrc/params.h.
+// segment_steps, grad_clip, detach_mask and its strides; see csrc/params.h.
 using Backprop = std::tuple<int64_t, double, Address, int64_t, int64_t>;
 
 Zoneout zoneout_of(const Noise& n) { return {std::get<0>(n), {std::get<1>(n), std::get<2>(n)}, std::get<3>(n)}; }
@@ -137,7 +137,7 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
     p.dc_stride_t = dc_stride_t;
     p.dc_stride_b = dc_stride_b;
     if (backprop) {
-      p.gate_clip = E(std::get<1>(*backprop));
+      p.grad_clip = E(std::get<1>(*backprop));
       p.detach_mask = at<const uint8_t>(std::get<2>(*backprop));
       p.detach_stride_t = std::get<3>(*backprop);
       p.detach_stride_b = std::get<4>(*backprop);

@@ -83,7 +83,7 @@ struct RnnBackward : RnnInput<T> {
   int64_t dc_stride_t, dc_stride_b;
   const uint8_t* detach_mask;  // [T, B], where no gradient of a state crosses, as reset_mask for states; null = none
   int64_t detach_stride_t, detach_stride_b;
-  T gate_clip;  // bound of the gradients of W x + b_ih and of R h + b_hh; 0 = none
+  T grad_clip;  // bound of the gradients of W x + b_ih and of R h + b_hh; 0 = none
   T* dx;        // [T, B, I], null = not wanted
   int64_t dx_stride_t, dx_stride_b;
   T* dstates_in[kMaxStates];  // null = not wanted

@@ -12,26 +12,13 @@ const AttentionKernels<T>& kernels(ScoreId score) {
     return cpu_table().attention->f64[score];
 }
 
-// One thread where the work is not worth waking others for (some 20 us), or where they are busy.
+// One thread where the work is not worth waking others for (some 20 us).
 template <class T, class Params>
 void run(const AttentionKernels<T>& kernels, const Params& p, bool backward, int threads,
          void (*kernel)(const Params&, char*, const Team&)) {
   const AttentionShape& s = p.shape;
   if (s.B * s.Tq * s.Tk * s.D < kernels.worth_waking) threads = 1;
-  struct Context {
-    const Params& p;
-    char* scratch;
-    void (*kernel)(const Params&, char*, const Team&);
-  };
-  for (int n : {threads > 0 ? threads : num_threads(), 1}) {
-    Context context{p, thread_scratch(kernels.scratch(p, backward, n)), kernel};
-    const auto work = [](void* c, const Team& team) {
-      const Context& own = *static_cast<Context*>(c);
-      FlushDenormals flush;
-      own.kernel(own.p, own.scratch, team);
-    };
-    if (run_team(n, work, &context, Team())) return;
-  }
+  run_kernel(p, threads, [&](int n) { return kernels.scratch(p, backward, n); }, kernel);
 }
 }  // namespace
 

@@ -1,54 +1,24 @@
 // Runs the attention decoder: instruction set, threads and scratch.
 #include "decoder_run.h"
 
-#include <cstring>
-#include <stdexcept>
 #include <type_traits>
 
 #include "engine.h"
 
 namespace fastrnn {
-extern const DecoderTable decoder_table_scalar;
-#if defined(__x86_64__)
-extern const DecoderTable decoder_table_avx2, decoder_table_avx512;
-#endif
-
 namespace {
 template <class T>
 const DecoderKernels<T>& kernels(DecoderCell cell) {
-  const DecoderTable* tables[] = {
-#if defined(__x86_64__)
-      &decoder_table_avx512, &decoder_table_avx2,
-#endif
-      &decoder_table_scalar};
-  for (const DecoderTable* table : tables)
-    if (std::strcmp(table->isa, cpu_table().isa) == 0) {
-      if constexpr (std::is_same<T, float>::value)
-        return table->f32[cell];
-      else
-        return table->f64[cell];
-    }
-  throw std::logic_error("fastrnn: no decoder kernels for this instruction set");
+  if constexpr (std::is_same<T, float>::value)
+    return cpu_table().decoder->f32[cell];
+  else
+    return cpu_table().decoder->f64[cell];
 }
 
-// One thread where they are busy.
 template <class Params>
 void run(const Params& p, int threads, int64_t (*scratch_bytes)(const Params&, int),
          void (*kernel)(const Params&, char*, const Team&)) {
-  struct Context {
-    const Params& p;
-    char* scratch;
-    void (*kernel)(const Params&, char*, const Team&);
-  };
-  for (int n : {threads > 0 ? threads : num_threads(), 1}) {
-    Context context{p, thread_scratch(scratch_bytes(p, n)), kernel};
-    const auto work = [](void* c, const Team& team) {
-      const Context& own = *static_cast<Context*>(c);
-      FlushDenormals flush;
-      own.kernel(own.p, own.scratch, team);
-    };
-    if (run_team(n, work, &context, Team())) return;
-  }
+  run_kernel(p, threads, [&](int n) { return scratch_bytes(p, n); }, kernel);
 }
 // More threads than rows would have nothing to do in the loop.
 int useful(int threads, int64_t rows) {

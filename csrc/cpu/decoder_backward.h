@@ -55,8 +55,11 @@ class DecoderBackwardRun {
   };
 
  public:
-  DecoderBackwardRun(const DecoderBackward<T>& p, const PackedDecoderBackward<T>& packed, const Team& team,
-                     char* scratch)
+  using Params = DecoderBackward<T>;
+  static PackedDecoderBackward<T> pack(const Params& p, Arena& arena, const Team& team) {
+    return pack_decoder_backward<Cell, T>(p, arena, team);
+  }
+  DecoderBackwardRun(const Params& p, const PackedDecoderBackward<T>& packed, const Team& team, char* scratch)
       : p_(p),
         s_(p.shape),
         w_(packed),
@@ -73,14 +76,7 @@ class DecoderBackwardRun {
         Aw_(attention_.key_width()),
         Mw_(attention_.memory_width()),
         ld_query_(Aw_ + 16) {
-    Arena shared{scratch};
-    take_shared(shared);
-    Arena measure{nullptr};
-    take_own(measure);
-    bytes_ = shared.used + team.size * measure.used;
-    if (!scratch) return;
-    Arena own{scratch + shared.used + team.rank * measure.used};
-    take_own(own);
+    bytes_ = lay_out(scratch, team, [&](Arena& a) { take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
 
@@ -342,7 +338,7 @@ class DecoderBackwardRun {
       }
   }
 
-  const DecoderBackward<T>& p_;
+  const Params& p_;
   const DecoderShape& s_;
   const PackedDecoderBackward<T> w_;
   const Team& team_;
@@ -361,21 +357,5 @@ class DecoderBackwardRun {
   T* sums_ = nullptr;
   const T **lists_[3] = {}, **left_ = nullptr, **right_ = nullptr;
 };
-
-template <class Cell, class T>
-int64_t decoder_backward_scratch(const DecoderBackward<T>& p, int threads) {
-  Arena arena{nullptr};
-  Team team;
-  team.size = threads;
-  const PackedDecoderBackward<T> packed = pack_decoder_backward<Cell, T>(p, arena, team);
-  return arena.used + DecoderBackwardRun<Cell, T>(p, packed, team, nullptr).bytes();
-}
-template <class Cell, class T>
-void decoder_backward(const DecoderBackward<T>& p, char* scratch, const Team& team) {
-  Arena arena{scratch};
-  const PackedDecoderBackward<T> packed = pack_decoder_backward<Cell, T>(p, arena, team);
-  team.sync();
-  DecoderBackwardRun<Cell, T>(p, packed, team, scratch + arena.used).run();
-}
 }  // namespace
 }  // namespace fastrnn

@@ -16,22 +16,18 @@ class DecoderForwardRun {
   static constexpr int K = Cell::kSaved, G = Cell::kGates;
 
  public:
-  // Scratch: what the team shares, then one piece per member. With a null base it only measures.
-  DecoderForwardRun(const DecoderForward<T>& p, const PackedDecoder<T>& packed, const Team& team, char* scratch)
+  using Params = DecoderForward<T>;
+  static PackedDecoder<T> pack(const Params& p, Arena& arena, const Team& team) {
+    return pack_decoder<Cell, T>(p, arena, team);
+  }
+  DecoderForwardRun(const Params& p, const PackedDecoder<T>& packed, const Team& team, char* scratch)
       : p_(p),
         s_(p.shape),
         team_(team),
         own_(share(p.shape.B, team.rank, team.size)),
         step_(p, packed, team, true),
         attention_(attention_of<T>(p)) {
-    Arena shared{scratch};
-    attention_.take_shared(shared);
-    Arena measure{nullptr};
-    take_own(measure);
-    bytes_ = shared.used + team.size * measure.used;
-    if (!scratch) return;
-    Arena own{scratch + shared.used + team.rank * measure.used};
-    take_own(own);
+    bytes_ = lay_out(scratch, team, [&](Arena& a) { attention_.take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
 
@@ -86,7 +82,7 @@ class DecoderForwardRun {
     row.weights = p_.weights + bt * s_.Tk;
   }
 
-  const DecoderForward<T>& p_;
+  const Params& p_;
   const DecoderShape& s_;
   const Team& team_;
   const Range own_;
@@ -96,22 +92,5 @@ class DecoderForwardRun {
   DecoderRow<T>* rows_ = nullptr;
   T *h0_ = nullptr, *c0_ = nullptr, *records_ = nullptr;
 };
-
-// Scratch of a call: the packed weights, then the team's.
-template <class Cell, class T>
-int64_t decoder_forward_scratch(const DecoderForward<T>& p, int threads) {
-  Arena arena{nullptr};
-  Team team;
-  team.size = threads;
-  const PackedDecoder<T> packed = pack_decoder<Cell, T>(p, arena, team);
-  return arena.used + DecoderForwardRun<Cell, T>(p, packed, team, nullptr).bytes();
-}
-template <class Cell, class T>
-void decoder_forward(const DecoderForward<T>& p, char* scratch, const Team& team) {
-  Arena arena{scratch};
-  const PackedDecoder<T> packed = pack_decoder<Cell, T>(p, arena, team);
-  team.sync();
-  DecoderForwardRun<Cell, T>(p, packed, team, scratch + arena.used).run();
-}
 }  // namespace
 }  // namespace fastrnn

@@ -10,6 +10,7 @@ namespace {
 // The weights outside of the step in panels.
 template <class T>
 struct PackedGenerate {
+  PackedDecoder<T> step;
   const T *input, *bias, *vocabulary, *vocabulary_bias;
 };
 
@@ -19,7 +20,7 @@ PackedGenerate<T> pack_generate(const DecoderGenerate<T>& p, Arena& arena, const
   constexpr int W = Panels::W, kColumns = kMaxTileVecs * W;
   const int64_t H = p.shape.H, columns = Panels::units(p.shape) * W * Panels::G;
   const bool first = team.rank == 0 && arena.base;
-  PackedGenerate<T> packed;
+  const PackedDecoder<T> step = pack_decoder<Cell, T>(p, arena, team);
   T* input = arena.take<T>(columns * p.E);
   T* bias = arena.take<T>(columns);
   T* vocabulary = arena.take<T>(packed_columns_size<T>(H, p.V));
@@ -34,8 +35,7 @@ PackedGenerate<T> pack_generate(const DecoderGenerate<T>& p, Arena& arena, const
     const int64_t c0 = own.begin * kColumns, c1 = own.end * kColumns < p.V ? own.end * kColumns : p.V;
     if (c0 < c1) pack_gates(p.w_vocabulary + c0 * H, c1 - c0, H, 0, 1, kMaxTileVecs, vocabulary + c0 * H);
   }
-  packed = {input, bias, vocabulary, vocabulary_bias};
-  return packed;
+  return {step, input, bias, vocabulary, vocabulary_bias};
 }
 
 template <class Cell, class T>
@@ -45,24 +45,20 @@ class DecoderGenerateRun {
   static constexpr int W = V::kWidth, G = Cell::kGates, kColumns = kMaxTileVecs * W;
 
  public:
-  DecoderGenerateRun(const DecoderGenerate<T>& p, const PackedDecoder<T>& step, const PackedGenerate<T>& packed,
-                     const Team& team, char* scratch)
+  using Params = DecoderGenerate<T>;
+  static PackedGenerate<T> pack(const Params& p, Arena& arena, const Team& team) {
+    return pack_generate<Cell, T>(p, arena, team);
+  }
+  DecoderGenerateRun(const Params& p, const PackedGenerate<T>& packed, const Team& team, char* scratch)
       : p_(p),
         s_(p.shape),
         w_(packed),
         team_(team),
         rows_(p.shape.B * p.beams),
         Vp_(round_up(p.V, kColumns)),
-        step_(p, step, team, false),
+        step_(p, w_.step, team, false),
         attention_(attention_of<T>(p)) {
-    Arena shared{scratch};
-    take_shared(shared);
-    Arena measure{nullptr};
-    take_own(measure);
-    bytes_ = shared.used + team.size * measure.used;
-    if (!scratch) return;
-    Arena own{scratch + shared.used + team.rank * measure.used};
-    take_own(own);
+    bytes_ = lay_out(scratch, team, [&](Arena& a) { take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
 
@@ -220,7 +216,7 @@ class DecoderGenerateRun {
     p_.scores[at] = totals[row] = c.score;
   }
 
-  const DecoderGenerate<T>& p_;
+  const Params& p_;
   const DecoderShape& s_;
   const PackedGenerate<T> w_;
   const Team& team_;
@@ -239,23 +235,5 @@ class DecoderGenerateRun {
   T *room_ = nullptr, *heap_ = nullptr;
   Continuation<T>* best_ = nullptr;
 };
-
-template <class Cell, class T>
-int64_t decoder_generate_scratch(const DecoderGenerate<T>& p, int threads) {
-  Arena arena{nullptr};
-  Team team;
-  team.size = threads;
-  const PackedDecoder<T> step = pack_decoder<Cell, T>(p, arena, team);
-  const PackedGenerate<T> packed = pack_generate<Cell, T>(p, arena, team);
-  return arena.used + DecoderGenerateRun<Cell, T>(p, step, packed, team, nullptr).bytes();
-}
-template <class Cell, class T>
-void decoder_generate(const DecoderGenerate<T>& p, char* scratch, const Team& team) {
-  Arena arena{scratch};
-  const PackedDecoder<T> step = pack_decoder<Cell, T>(p, arena, team);
-  const PackedGenerate<T> packed = pack_generate<Cell, T>(p, arena, team);
-  team.sync();
-  DecoderGenerateRun<Cell, T>(p, step, packed, team, scratch + arena.used).run();
-}
 }  // namespace
 }  // namespace fastrnn

@@ -185,5 +185,22 @@ class DecoderStep {
   const DecoderRecord at_;
   const T** lists_[2] = {};
 };
+
+// A call of a Run. Scratch: the weights as it wants them packed, then what it takes itself.
+template <class Run>
+int64_t decoder_scratch(const typename Run::Params& p, int threads) {
+  Arena arena{nullptr};
+  Team team;
+  team.size = threads;
+  const auto packed = Run::pack(p, arena, team);
+  return arena.used + Run(p, packed, team, nullptr).bytes();
+}
+template <class Run>
+void decoder_call(const typename Run::Params& p, char* scratch, const Team& team) {
+  Arena arena{scratch};
+  const auto packed = Run::pack(p, arena, team);
+  team.sync();
+  Run(p, packed, team, scratch + arena.used).run();
+}
 }  // namespace
 }  // namespace fastrnn

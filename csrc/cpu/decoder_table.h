@@ -17,7 +17,6 @@ struct DecoderKernels {  // scratch: as many bytes as the function of that name 
 };
 
 struct DecoderTable {
-  const char* isa;
   DecoderKernels<float> f32[kNumDecoderCells];
   DecoderKernels<double> f64[kNumDecoderCells];
 };

@@ -39,6 +39,27 @@ class FlushDenormals {
   unsigned saved_;
 };
 
+// Runs a kernel(params, scratch, team) on `threads` (0 = num_threads()) of them, on one where they are busy;
+// scratch_bytes(n) is what n of them need.
+template <class Params, class ScratchBytes>
+void run_kernel(const Params& p, int threads, ScratchBytes scratch_bytes,
+                void (*kernel)(const Params&, char* scratch, const Team&)) {
+  struct Context {
+    const Params& p;
+    char* scratch;
+    void (*kernel)(const Params&, char*, const Team&);
+  };
+  for (int n : {threads > 0 ? threads : num_threads(), 1}) {
+    Context context{p, thread_scratch(scratch_bytes(n)), kernel};
+    const auto work = [](void* c, const Team& team) {
+      const Context& own = *static_cast<Context*>(c);
+      FlushDenormals flush;
+      own.kernel(own.p, own.scratch, team);
+    };
+    if (run_team(n, work, &context, Team())) return;
+  }
+}
+
 struct LayerSize {
   int64_t I, H, P;
 };

@@ -5,12 +5,17 @@
 #include "isa.h"
 
 namespace fastrnn {
-#define FASTRNN_DECODER(Cell, T)                                                                           \
-  {decoder_forward_scratch<Cell, T>, decoder_forward<Cell, T>,          decoder_backward_scratch<Cell, T>, \
-   decoder_backward<Cell, T>,        decoder_generate_scratch<Cell, T>, decoder_generate<Cell, T>}
+namespace {
+template <class Cell, class T>
+constexpr DecoderKernels<T> kernels() {
+  using Forward = DecoderForwardRun<Cell, T>;
+  using Backward = DecoderBackwardRun<Cell, T>;
+  using Generate = DecoderGenerateRun<Cell, T>;
+  return {decoder_scratch<Forward>, decoder_call<Forward>,     decoder_scratch<Backward>,
+          decoder_call<Backward>,   decoder_scratch<Generate>, decoder_call<Generate>};
+}
+}  // namespace
 extern const DecoderTable FASTRNN_OF_ISA(decoder_table);
-const DecoderTable FASTRNN_OF_ISA(decoder_table) = {
-    FASTRNN_ISA_NAME,
-    {FASTRNN_DECODER(LstmCell, float), FASTRNN_DECODER(GruCell, float)},
-    {FASTRNN_DECODER(LstmCell, double), FASTRNN_DECODER(GruCell, double)}};
+const DecoderTable FASTRNN_OF_ISA(decoder_table) = {{kernels<LstmCell, float>(), kernels<GruCell, float>()},
+                                                    {kernels<LstmCell, double>(), kernels<GruCell, double>()}};
 }  // namespace fastrnn

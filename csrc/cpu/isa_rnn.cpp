@@ -93,12 +93,14 @@ void dropout_row(uint64_t key, int64_t n, uint32_t threshold, T scale, T* out) {
 #define FASTRNN_ROW_F32(name, Cell) FASTRNN_ROW(Cell, float)
 #define FASTRNN_ROW_F64(name, Cell) FASTRNN_ROW(Cell, double)
 extern const AttentionTable FASTRNN_OF_ISA(attention_table);
+extern const DecoderTable FASTRNN_OF_ISA(decoder_table);
 extern const CpuTable FASTRNN_OF_ISA(table);
 const CpuTable FASTRNN_OF_ISA(table) = {FASTRNN_ISA_NAME,
                                         kVecBytes,
                                         {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F32)},
                                         {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW_F64)},
                                         &FASTRNN_OF_ISA(attention_table),
+                                        &FASTRNN_OF_ISA(decoder_table),
                                         hash,
                                         fma_loop,
                                         read_loop,

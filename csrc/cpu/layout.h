@@ -99,6 +99,21 @@ struct Arena {
   }
 };
 
+// Scratch of a run: what the team shares, then an equal piece for each member. Returns its bytes; with base null it
+// only measures.
+template <class TakeShared, class TakeOwn>
+int64_t lay_out(char* base, const Team& team, TakeShared take_shared, TakeOwn take_own) {
+  Arena shared{base};
+  take_shared(shared);
+  Arena measure{nullptr};
+  take_own(measure);
+  if (base) {
+    Arena own{base + shared.used + team.rank * measure.used};
+    take_own(own);
+  }
+  return shared.used + team.size * measure.used;
+}
+
 inline Rows take_rows(Arena& arena, int64_t B, int64_t T, const int64_t* lengths, int first, int stride) {
   Rows rows;
   rows.batch = arena.take<int64_t>(B);

@@ -46,14 +46,7 @@ class BackwardRun {
         team_(team),
         Hp_(p.shape.hidden_padded()),
         ld_(kColumns * p.shape.hidden_padded() + 16) {
-    Arena shared{scratch};
-    take_shared(shared);
-    Arena measure{nullptr};
-    take_own(measure);
-    bytes_ = shared.used + team.size * measure.used;
-    if (!scratch) return;
-    Arena own{scratch + shared.used + team.rank * measure.used};
-    take_own(own);
+    bytes_ = lay_out(scratch, team, [&](Arena& a) { take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
 
@@ -168,7 +161,7 @@ class BackwardRun {
   static V times_mask(const T* mask, int64_t c, int64_t lanes, V v) {
     return kSpecial && mask ? v * load_lanes(mask + c, lanes) : v;
   }
-  V clip(V v) const { return min(max(v, V(-p_.gate_clip)), V(p_.gate_clip)); }
+  V clip(V v) const { return min(max(v, V(-p_.grad_clip)), V(p_.grad_clip)); }
   int64_t chunk_row(int64_t order, int64_t k) const { return (k - k0_) * s_.B + order; }
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
   void step_barrier() const {
@@ -405,7 +398,7 @@ class BackwardRun {
   const Recompute<T>& recompute_;
   const Team team_;
   const int64_t Hp_, ld_;  // ld_: row stride of gate gradients; the extra 16 keeps rows out of one cache set
-  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc || p_.gate_clip > 0;
+  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc || p_.grad_clip > 0;
   int64_t bytes_, ld_projected_, k0_, k1_, n_;
   int64_t segment_ = 0;  // the first step that the reserve holds
   RnnForward<T> forward_{};

@@ -31,18 +31,11 @@ class ForwardRun {
   };
 
  public:
-  // Scratch of one direction: what the team shares, then one equal piece per member. With a null base it only measures.
+  // Of one direction.
   ForwardRun(const RnnForward<T>& p, const PackedForward<T>& packed, int direction, const Plan& plan, const Team& team,
              char* scratch)
       : p_(p), s_(p.shape), w_(packed), d_(direction), plan_(plan), team_(team), Hp_(p.shape.hidden_padded()) {
-    Arena shared{scratch};
-    take_shared(shared);
-    Arena measure{nullptr};
-    take_own(measure);
-    bytes_ = shared.used + team.size * measure.used;
-    if (!scratch) return;
-    Arena own{scratch + shared.used + team.rank * measure.used};
-    take_own(own);
+    bytes_ = lay_out(scratch, team, [&](Arena& a) { take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
 
@@ -158,8 +151,8 @@ class ForwardRun {
 
   // The checkpoint of step k: this thread's units, since others may be a step ahead with theirs.
   void keep_c(int64_t k, int64_t running) {
-    constexpr int S0 = S::kCount - 1;
-    const int64_t u0 = panels_[S0].begin * S::nb(S0) * W, u1 = panels_[S0].end * S::nb(S0) * W;
+    static_assert(!kExtra || S::kCount == 1, "a thread's units are those of its panels of the only stage");
+    const int64_t u0 = panels_[0].begin * S::nb(0) * W, u1 = panels_[0].end * S::nb(0) * W;
     for (int64_t i = 0; i < running; ++i)
       for (int e = 0; e < kExtra; ++e) {
         const int64_t n = (u1 < Hp_ ? u1 : Hp_) - u0;

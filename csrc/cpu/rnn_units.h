@@ -92,7 +92,7 @@ void BackwardRun<Cell, T>::units(const Row& row, int64_t u, int64_t lanes, V dh)
   if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
   cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
   for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
-  if (kSpecial && p_.gate_clip > 0)
+  if (kSpecial && p_.grad_clip > 0)
     for (int g = 0; g < G; ++g) dx[g] = clip(dx[g]), dr[g] = clip(dr[g]);
   for (int g = 0; g < G; ++g) {
     dx[g].store(row.dx + g * Hp_ + u);
@@ -118,7 +118,7 @@ void BackwardRun<Cell, T>::units_early(const Row& row, int64_t u, int64_t lanes,
     ds[0] = V::load(row.dh_out + u);
     Cell::backward_early(saved, s, du, dx, dr, ds);
     for (int g = 0; g < S::gates(0); ++g)
-      (kSpecial && p_.gate_clip > 0 ? clip(dx[g]) : dx[g]).store(row.dx + g * Hp_ + u);
+      (kSpecial && p_.grad_clip > 0 ? clip(dx[g]) : dx[g]).store(row.dx + g * Hp_ + u);
     ds[0].store(row.dh_out + u);
   }
 }

@@ -67,12 +67,14 @@ struct CellKernels {
 };
 
 struct AttentionTable;
+struct DecoderTable;
 struct CpuTable {
   const char* isa;
   int vec_bytes;
   CellKernels<float> f32[kNumCells];
   CellKernels<double> f64[kNumCells];
   const AttentionTable* attention;
+  const DecoderTable* decoder;
   uint64_t (*hash)(const void* data, int64_t bytes);  // of the content, for the pack cache
   double (*fma_loop)(int64_t iterations);             // returns FLOPs done
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);
