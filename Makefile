@@ -7,6 +7,8 @@ ifeq ($(origin CXX),default)
 CXX = c++
 endif
 ARGS ?=
+# Optimized CUDA kernels take most of an hour on two cores. Without a GPU they can only be compiled, not run.
+export FASTRNN_CUDA_FAST_COMPILE ?= $(if $(shell command -v nvidia-smi),OFF,ON)
 # Pythons of the virtual environment and, for `make gpu`, of a machine that may have no network.
 PY = $(VENV)/bin/python
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
@@ -104,6 +106,7 @@ sanitize:
 	$(SANITIZE_ENV) $(PY) -c 'import fastrnn._core as c; assert "/$(SANITIZE)/site/" in c.__file__, c.__file__'
 	$(SANITIZE_ENV) $(PY) -m pytest --ignore tests/test_bench.py $(ARGS)
 
+wheel: export FASTRNN_CUDA_FAST_COMPILE = OFF
 wheel: $(VENV)/.build-tools
 	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
 	@ls -l dist

@@ -139,8 +139,7 @@ void check_waits() {
   *word = 0;
   throw std::runtime_error(
       "fastrnn: a CUDA kernel of an earlier call gave up waiting for its other thread blocks, and its results are "
-      "wrong; "
-      "expected all of them to run at the same time. Is the device shared with other work? "
+      "wrong; expected all of them to run at the same time. Is the device shared with other work? "
       "Set FASTRNN_CUDA_SCHEDULE=stepwise to run without waits between thread blocks");
 }
 
@@ -296,6 +295,11 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
                                     py::arg("late_gates") = kKernelsFloat32[i].stages - 1,
                                     py::arg("special") = i < std::size(kSpecialNames));
   m.attr("CELLS") = cells;
+#if defined(FASTRNN_CUDA_FAST_COMPILE)
+  m.attr("OPTIMIZED") = false;
+#else
+  m.attr("OPTIMIZED") = true;
+#endif
   py::class_<CudaPlan>(m, "Plan", py::module_local())
       .def_property_readonly("schedule", [](const CudaPlan& p) { return cuda_schedule_name(p.geometry.schedule); })
       .def_property_readonly("ctas", [](const CudaPlan& p) { return p.geometry.ctas; })

@@ -21,6 +21,7 @@ class Cell(TypedDict):
     special: bool  # whether it has kernels with regularisers and recomputation
 
 CELLS: dict[str, Cell]
+OPTIMIZED: bool  # whether the kernels were compiled to be fast, or to be compiled fast
 
 def device_count() -> int: ...
 def devices() -> list[Device]: ...
@@ -48,15 +49,15 @@ class Layer:
     def __init__(
         self, cell: str, dtype: str, T: int, B: int, H: int, D: int, weights: list[int], states_in: list[int],
         lengths: int, reset_mask: int, reset_t: int, reset_b: int, y: int, y_t: int, y_b: int, reserve: int,
-        workspace: int,
+        workspace: int, noise: tuple[int, float, float, bool, int], recompute: bool,
     ) -> None: ...  # fmt: skip
 
 def rnn_forward(
     layer: Layer, plan: Plan, device: int, stream: int, gx: int, gx_t: int, gx_b: int, states_out: list[int]
 ) -> None: ...
 def rnn_backward(
-    layer: Layer, plan: Plan, device: int, stream: int, dy: int, dy_t: int, dy_b: int, dstates_out: list[int], dgx: int,
-    dgr: int, dvectors: int, h_prev: int, dstates_in: list[int],
+    layer: Layer, plan: Plan, device: int, stream: int, dy: int, dy_t: int, dy_b: int, dstates_out: list[int], dc: int,
+    dc_t: int, dc_b: int, dgx: int, dgr: int, dvectors: int, h_prev: int, dstates_in: list[int],
 ) -> None: ...  # fmt: skip
 def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
 def set_wait_limit(seconds: float) -> None: ...

@@ -58,7 +58,8 @@ def _cuda() -> str:
     if not devices:
         return f"off: {cuda.error() or 'no device found'}"
     names = ", ".join(str(device.get("name", device)) for device in devices)
-    return f"{names}; runtime {cuda.runtime_version()}, driver {cuda.driver_version()}"
+    slow = "" if cuda.OPTIMIZED else "; kernels for tests, not optimized (FASTRNN_CUDA_FAST_COMPILE)"
+    return f"{names}; runtime {cuda.runtime_version()}, driver {cuda.driver_version()}{slow}"
 
 
 def report() -> dict[str, str]:
