@@ -64,6 +64,20 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     signals_.open();
   }
 
+  // Whether no gradient of a state crosses from step k to the one before.
+  __device__ bool cuts(const RowTime& when, int64_t row, int64_t k) const {
+    return when.fresh(p_, row, k) ||
+           (kSpecial && when.marked(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, row, k));
+  }
+  template <int stage>
+  __device__ void clip(A* dx, A* dr) const {
+    const A bound = A(p_.grad_clip);
+    for (int g = S::first(stage); kSpecial && bound > 0 && g < S::first(stage) + S::gates(stage); ++g) {
+      dx[g] = dx[g] < -bound ? -bound : dx[g] > bound ? bound : dx[g];
+      dr[g] = dr[g] < -bound ? -bound : dr[g] > bound ? bound : dr[g];
+    }
+  }
+
   // What forward has kept of step k for one unit of one row, and the gradient from above.
   struct Kept {
     A saved[K], s[kStates], s_new[kStates], dy, dc;  // s_new[0] and, if not kSpecial, dc are not used
@@ -152,14 +166,15 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       return;
     }
     A *ds = state_ + i, dx[G], dr[G + Cell::kVectors], ds_old[kStates];
-    const bool fresh = when.fresh(p_, row, k);
-    // Steps after this one sent parts of dh, unless the row ended here or started afresh there.
-    const bool continues = k + 1 < when.length && !when.fresh(p_, row, k + 1);
+    const bool cut = cuts(when, row, k);
+    // Steps after this one sent parts of dh, unless the row ended here or its gradient does there.
+    const bool continues = k + 1 < when.length && !cuts(when, row, k + 1);
     if constexpr (kLate && stage == 0) {
       for (int g = 1; g < G; ++g) dx[g] = dr[g] = extra_[g * pairs() + i];
       ds_old[0] = ds[0];
       Cell::backward_early(at.saved, at.s, at.noise.in_product(arrived(e, i)), dx, dr, ds_old);
-      ds[0] = fresh ? A(0) : ds_old[0];
+      clip<0>(dx, dr);
+      ds[0] = cut ? A(0) : ds_old[0];
     } else {
       A ds_new[kStates], past[kStates];
       for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
@@ -170,7 +185,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + i % at_.units];
       cell_backward<Cell>(at.saved, at.s, vectors, at.s_new, ds_new, dx, dr, ds_old);
       at.noise.join(past, ds_old);
-      for (int q = 0; q < kStates; ++q) ds[q * pairs()] = fresh && !kLate ? A(0) : ds_old[q];
+      clip<stage>(dx, dr);
+      for (int q = 0; q < kStates; ++q) ds[q * pairs()] = cut && !kLate ? A(0) : ds_old[q];
       if constexpr (kLate)
         for (int g = 1; g < G; ++g) extra_[g * pairs() + i] = dr[g];
     }
@@ -221,7 +237,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
         E* out = as<E>(p_.dstates_in[s]);
         if (!out || row >= p_.B || unit >= p_.H) continue;
         const RowTime when(p_, row, at_.d);
-        const bool through = s == 0 && when.length > 0 && !when.fresh(p_, row, 0);
+        const bool through = s == 0 && when.length > 0 && !cuts(when, row, 0);
         A sum = A(0);
         if (through) sum = kSpecial ? Base::h_factor(row, unit) * arrived(exchanges(), i) : arrived(exchanges(), i);
         sum = state_[s * pairs() + i] + sum;

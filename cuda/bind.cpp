@@ -242,8 +242,9 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
 }
 
 void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
-                  int64_t dy_b, const Addresses& dstates_out, Address dc, int64_t dc_t, int64_t dc_b, Address dgx,
-                  Address dgr, Address dvectors, Address h_prev, const Addresses& dstates_in) {
+                  int64_t dy_b, const Addresses& dstates_out, Address dc, int64_t dc_t, int64_t dc_b,
+                  Address detach_mask, int64_t detach_t, int64_t detach_b, double grad_clip, Address dgx, Address dgr,
+                  Address dvectors, Address h_prev, const Addresses& dstates_in) {
   const OnDevice guard(device);
   check_waits();
   CudaBackward p{};
@@ -254,6 +255,10 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
   p.dc = at<void>(dc);
   p.dc_stride_t = dc_t;
   p.dc_stride_b = dc_b;
+  p.detach_mask = at<const uint8_t>(detach_mask);
+  p.detach_stride_t = detach_t;
+  p.detach_stride_b = detach_b;
+  p.grad_clip = grad_clip;
   p.dgx = at<void>(dgx);
   p.dgr = at<void>(dgr);
   p.dvectors = at<void>(dvectors);

@@ -94,11 +94,14 @@ struct RowTime {
     length = n < 0 ? 0 : n > p.T ? p.T : n;
   }
   __device__ int64_t time(int64_t k) const { return reverse ? length - 1 - k : k; }
+  // Whether a mask [T, B] has something to say about what enters step k.
+  __device__ bool marked(const uint8_t* mask, int64_t stride_t, int64_t stride_b, int64_t row, int64_t k) const {
+    if (!mask || (reverse && k == 0)) return false;
+    return mask[(reverse ? length - k : k) * stride_t + row * stride_b] != 0;
+  }
   // Whether step k starts from the zero state.
   __device__ bool fresh(const CudaLayer& p, int64_t row, int64_t k) const {
-    if (!p.reset_mask || (reverse && k == 0)) return false;
-    const int64_t t = reverse ? length - k : k;
-    return p.reset_mask[t * p.reset_stride_t + row * p.reset_stride_b] != 0;
+    return marked(p.reset_mask, p.reset_stride_t, p.reset_stride_b, row, k);
   }
 };
 

@@ -62,12 +62,15 @@ struct CudaBackward : CudaLayer {
   const void* dstates_out[2];  // null = zero
   const void* dc;              // [T, B, D*H] gradient of c of every step, null = zero
   int64_t dc_stride_t, dc_stride_b;
+  const uint8_t* detach_mask;  // [T, B] as reset_mask, where states cross and their gradients do not; null = none
+  int64_t detach_stride_t, detach_stride_b;
+  double grad_clip;     // bound of dgx and dgr; 0 = none
   void* dgx;            // [T, B, D*G*H] gradient of gx; zero beyond the lengths
   void* dgr;            // the same of the recurrent part; null where a cell's are equal
   void* dvectors;       // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
   void* h_prev;         // [T, B, D*H] the h that entered each step; zero beyond the lengths
   void* dstates_in[2];  // null = not wanted
 
-  bool special() const { return CudaLayer::special() || dc; }
+  bool special() const { return CudaLayer::special() || dc || detach_mask || grad_clip > 0; }
 };
 }  // namespace fastrnn

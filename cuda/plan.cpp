@@ -60,9 +60,11 @@ class Search {
 
   void consider(int schedule, int rows, int ctas) {
     const int64_t units = round_up(ceil_div(q_.H, ctas), 8);
-    if (ceil_div(q_.H, units) < ctas) {  // some would have nothing to do; a cluster has to be whole
-      if (schedule == kCluster || schedule == kGrid) return;
-      ctas = int(ceil_div(q_.H, units));
+    // Where some would have nothing to do: a cluster has to be whole, but half of it should not be enough.
+    const int64_t needed = ceil_div(q_.H, units);
+    if (needed < ctas) {
+      if (schedule == kGrid || (schedule == kCluster && needed <= ctas / 2)) return;
+      if (schedule != kCluster) ctas = int(needed);
     }
     const int64_t groups = ceil_div(q_.B, rows);
     if (units * ctas > (1 << 18)) return;  // beyond, numbers of tiles would not fit an int

@@ -91,7 +91,7 @@ struct Core {
 template <class E>
 struct TensorCore {
   using Acc = float;
-  static constexpr int kRows = 16, kDepth = 16, kColumnTiles = 4, kChains = 2, kRegisterTiles = 28;
+  static constexpr int kRows = 16, kDepth = 16, kColumnTiles = 4, kChains = 2, kRegisterTiles = 32;
   struct Tile {
     uint32_t a[4];
   };

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fastrnn import _core, ops, reference
+from fastrnn._backprop import Backprop
 from fastrnn._noise import Noise, Rates
 
 CELLS = list(_core.CELLS)
@@ -133,15 +134,20 @@ def kernel(i: Inputs, states: bool = False, **options) -> dict[str, torch.Tensor
     return dict(zip(("y", "h", "c", "cs"), (y, *last, *([keep.c] if states else []))))
 
 
-def oracle(i: Inputs, noise: Noise | None = None, states: bool = False) -> dict[str, torch.Tensor]:
+def oracle(
+    i: Inputs, noise: Noise | None = None, states: bool = False, backprop: Backprop | None = None
+) -> dict[str, torch.Tensor]:
     """The same by reference.layer()."""
     x, mask = i.x, i.reset_mask
     if i.case.batch_first:
         x, mask = x.transpose(0, 1), None if mask is None else mask.t()
     if noise is not None and noise.h_mask is not None:
         noise = noise._replace(h_mask=noise.h_mask.to(x.dtype))
+    detach_mask, clip = (None, 0.0) if backprop is None else (backprop.detach_mask, backprop.grad_clip)
+    if detach_mask is not None and i.case.batch_first:
+        detach_mask = detach_mask.t()
     y, last, *cs = reference.layer(
-        i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise, return_states=states
+        i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise, states, detach_mask, clip
     )
     y, *cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, *cs))
     return dict(zip(("y", "h", "c", "cs"), (y, *last, *cs)))

@@ -195,11 +195,31 @@ def test_recomputed_gates_match_oracle(device, schedule, cell, case, dtype, trai
         assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*found))
 
 
+# Every cell in one schedule, where a product is alone and where there are two in all of them.
+CUT = [
+    *itertools.product(["cta"], [c for c in REGULARISED if c not in SAME_BUT_FOR_AN_ACTIVATION], [torch.float32]),
+    *itertools.product(SCHEDULES[1:], ["lstm", "gru_reset_before"], [torch.float32]),
+    *itertools.product(["cta"], ["lstm", "gru"], [torch.float64, torch.bfloat16]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "cell", "dtype"), CUT, ids=[f"{s}-{c}-{str(d)[6:]}" for s, c, d in CUT])
+def test_clipped_and_detached_gradients_match_oracle(device, schedule, cell, dtype):
+    case = CASES[2]
+    shape = (case.B, case.T) if case.batch_first else (case.T, case.B)
+    detach_mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)).to(device) < 0.3
+    matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(0, 0.05, detach_mask)})
+    if (schedule, dtype) == ("cta", torch.float32) and "before" not in cell:
+        matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(1, 0.05, detach_mask)})
+    if cell == "lstm" and dtype is torch.float32 and case.H > 8:
+        matches_oracle(device, schedule, cell, cases.PROJECTED[1], dtype, True, {"backprop": Backprop(0, 0.05)})
+
+
 def matches_oracle(device, schedule, cell, case, dtype, training, options):
     inputs = cases.make(cell, case, dtype)
     noise, states = cases.noise_for(cell, case, training, dtype, not case.P), cell in cases.WITH_C
     exact = inputs.to(torch.float64)
-    want = cases.oracle(exact, noise, states)
+    want = cases.oracle(exact, noise, states, options.get("backprop"))
     want |= cases.gradients(exact, want)
     own = on(device, inputs)
     if noise.h_mask is not None:
@@ -324,7 +344,8 @@ def test_plan_fits_the_chip(cuda_host, chip, dtype, backward):
         text = f"{cell} B={B} H={H} D={D}: {plan}"
         assert plan.shared_bytes <= has["shared_bytes"], text
         assert plan.ctas * plan.units >= H, text
-        assert (plan.ctas - 1) * plan.units < H, text  # nobody is idle
+        enough = plan.ctas // 2 if plan.schedule == "cluster" else plan.ctas - 1  # a cluster has to be whole
+        assert enough * plan.units < H, text
         assert plan.groups * plan.rows >= B, text
         assert (plan.groups - 1) * plan.rows < B, text
         if plan.schedule == "cta":
@@ -346,6 +367,9 @@ def test_weights_stay_on_the_chip_as_far_as_it_has_room(cuda_host):
         "cta", "cluster", "grid", "grid", "stepwise",
     ]  # fmt: skip
     assert [schedule("float32", H) for H in (32, 256, 1024, 4096)] == ["cta", "cluster", "grid", "stepwise"]
+    for H in (600, 704, 768):  # in both directions, whether or not the units divide among 16
+        for backward in (False, True):
+            assert cuda_host.plan("lstm", "bfloat16", 8, H, 1, backward, "cluster", 0, CHIPS["H200"]).ctas == 16
 
 
 def test_clusters_that_find_no_room_are_not_chosen(host):
@@ -520,6 +544,9 @@ def test_what_the_engine_lacks_is_named(host):
             NotImplementedError, match=f"checkpoint_every {what}.* is not implemented on cuda, expected 0"
         ):
             cases.kernel(cases.make(cell, case), backprop=Backprop(checkpoint_every=1))
+    with pytest.raises(NotImplementedError, match="detach_mask with a projection is not implemented on cuda"):
+        options = Backprop(detach_mask=torch.ones(3, 2, dtype=torch.bool))
+        cases.kernel(cases.make("lstm", Case(3, 2, 4, 8, P=3)), backprop=options)
 
 
 def test_lengths_are_clamped(host):

@@ -184,6 +184,7 @@ class _Recurrence:
         reserve: Tensor,
         dcs: Tensor | None,
         gates: Callable[[Tensor, Tensor], None] | None = None,
+        backprop: Backprop | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B, D*H],
         the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial
@@ -208,9 +209,11 @@ class _Recurrence:
                 for name, d in (("dy", dy), ("dc", dcs))
             )
             above = [dense(f, name, d) for name, d in zip(("dh", "dc"), above)]
+            detach_mask, clip = (None, 0.0) if backprop is None else (backprop.detach_mask, backprop.grad_clip)
             module().rnn_backward(
                 layer, plan, device, stream, address_of(dy), *_strides(dy, self.batch_first),
-                [address_of(d) for d in above], address_of(dcs), *_strides(dcs, self.batch_first), dgx.data_ptr(),
+                [address_of(d) for d in above], address_of(dcs), *_strides(dcs, self.batch_first),
+                address_of(detach_mask), *_strides(detach_mask, self.batch_first), clip, dgx.data_ptr(),
                 0 if shared else dgr.data_ptr(), address_of(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
             )  # fmt: skip
         return dgx, dgr, h_prev, dvectors, dstates
@@ -241,14 +244,18 @@ def forward(
         raise NotImplementedError(f"{function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu")
     x, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
-    if (noise is not None or recompute) and not module().CELLS[cell]["special"]:
+    if (noise is not None or (training and backprop is not None)) and not module().CELLS[cell]["special"]:
         raise NotImplementedError(
-            f"{function_of(cell)}: zoneout, recurrent_dropout and checkpoint_every are not implemented on cuda, "
-            "expected none of them"
+            f"{function_of(cell)}: zoneout, recurrent_dropout, checkpoint_every, grad_clip and detach_mask are not "
+            "implemented on cuda, expected none of them"
         )
     if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
         raise NotImplementedError(
             f"{function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
+        )
+    if P and training and backprop is not None and backprop.detach_mask is not None:
+        raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
+            f"{function_of(cell)}: detach_mask with a projection is not implemented on cuda, expected None"
         )
     if recompute and (P or module().CELLS[cell]["late_gates"]):
         what = "with a projection" if P else "of reset_after=False"
@@ -320,7 +327,7 @@ def backward(
     dcs: Tensor | None = None,
     backprop: Backprop | None = None,
 ) -> list[Tensor]:
-    """As _kernels.backward(); `call` is for CPUs; what `backprop` asks for shows in the reserve."""
+    """As _kernels.backward(); `call` is for CPUs; whether the gates are recomputed shows in the reserve."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     x, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     shape, rows = (T, B, I, H, directions), (lengths, reset_mask)
@@ -330,7 +337,7 @@ def backward(
     f, above = function_of(cell), [dh, dc][: len(states)]
     y, reserve = dense(f, "y", y), dense(f, "reserve", reserve)
     if P:
-        found = _projected_backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs)
+        found = _projected_backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs, backprop)
     else:
         dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(
             dy, above, states, y, reserve, dcs,
@@ -338,6 +345,7 @@ def backward(
                 project_again, timed, states[0], y.transpose(0, 1) if batch_first else y,
                 projection.rows_of(recurrence.lengths, reset_mask, T, batch_first), ways, noise,
             ) if again else None,
+            backprop,
         )  # fmt: skip
         found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
         if any(wanted[3:]):
@@ -350,7 +358,7 @@ def backward(
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
         _oracle.check_backward(
-            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, None), above, wanted, grads
+            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, backprop), above, wanted, grads
         )
     return grads
 
@@ -377,6 +385,7 @@ def _projected_backward(
     ways: Sequence[Direction],
     wanted: Sequence[bool],
     dcs: Tensor | None,
+    backprop: Backprop | None,
 ) -> list[Tensor]:
     """All gradients of a layer with projection; the formulas are in _cuda_projection.py."""
     (T, _, _, H, D), batch_first = recurrence.shape, recurrence.batch_first
@@ -389,7 +398,9 @@ def _projected_backward(
     dm = torch.cat([g @ way.w_hr for g, way in zip(dys, ways)], dim=-1)
     dm = dm.transpose(0, 1) if batch_first else dm
     above = [None, above[1]]
-    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(dm, above, [None, states[1]], m, kept, dcs)
+    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(
+        dm, above, [None, states[1]], m, kept, dcs, backprop=backprop
+    )
     firsts = [projection.gradient_at_first(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
     dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
     found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]

@@ -131,8 +131,6 @@ def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps
     """Raises unless the options of backward suit x, the cell and what else the caller wants: keeps is "", "return_states" or
     "return_gates"."""
     on_cuda = isinstance(x, Tensor) and _backends.kernels_of(x) is not _backends._kernels
-    if on_cuda and (options.grad_clip or options.detach_mask is not None):
-        raise NotImplementedError(f"{function}: grad_clip and detach_mask are not implemented on cuda, expected none")
     if options.checkpoint_every and (keeps == "return_gates" or (keeps and not on_cuda)):
         raise ValueError(
             f"{function}: {keeps} is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "
