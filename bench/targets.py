@@ -296,9 +296,12 @@ def markdown(results: list[Result], machine: dict, limits: dict, warning: str | 
     for c in filter(None, limits.values()):
         rates = ", ".join(f"{level.name} {level.gbytes_per_s:.0f} GB/s" for level in c.levels)
         calls = ", ".join(f"{mode} {us:.2g} us" for mode, us in c.call_us.items())
+        gates = ", ".join(f"{name} {ns:.2f} ns" for name, ns in c.gate_ns.items())
+        barrier = f"; barrier {c.barrier_us:.2f} us" if c.barrier_us else ""
         lines += [
             "",
-            f"Ceilings, {c.threads} thread(s): {c.fma_gflops:.0f} GFLOP/s; read {rates}; empty call: {calls}.",
+            f"Ceilings, {c.threads} thread(s): {c.fma_gflops:.0f} GFLOP/s; read {rates}; empty call: {calls}; "
+            f"one value, one thread: {gates}{barrier}.",
         ]
     return "\n".join(lines) + "\n"
 

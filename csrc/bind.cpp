@@ -293,6 +293,24 @@ double measure_read(int64_t bytes, int threads) {
                    }) /
          1e9;
 }
+
+double measure_barrier(int threads) {
+  py::gil_scoped_release release;
+  using Clock = std::chrono::steady_clock;
+  constexpr int kBarriers = 20000;
+  double best = 1e9;
+  for (int repeat = 0; repeat < 7; ++repeat) {
+    const auto start = Clock::now();
+    const bool ran = run_team(
+        threads,
+        [](void*, const Team& team) {
+          for (int i = 0; i < kBarriers; ++i) team.sync();
+        },
+        nullptr, Team());
+    if (ran) best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best / kBarriers * 1e6;
+}
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -318,6 +336,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("measure_fma", &measure_fma, py::arg("threads"), "Multiply-add rate of all threads together, GFLOP/s.");
   m.def("measure_read", &measure_read, py::arg("bytes"), py::arg("threads"),
         "Sustained read rate of all threads together, each over its own buffer of `bytes`, GB/s.");
+  m.def("measure_barrier", &measure_barrier, py::arg("threads"),
+        "Time in which all threads of a team wait for each other once, microseconds.");
   m.def(
       "activation",
       [](const std::string& name, int64_t n, Address x, Address y) {

@@ -92,6 +92,11 @@ def test_floor_follows_the_documented_formula():
     assert ceilings.floor_us_per_step("lstm", "train", h, b, slow, steps=100) == pytest.approx(train + 0.5)
     assert ceilings.floor_us_per_step("lstm", "step", h, 1, slow, inputs=8) == pytest.approx(step + 2.0)
     assert ceilings.floor_us_per_step("lstm", "infer", h, b, slow) == infer
+    slow = replace(CEILING, gate_ns={"sigmoid": 1.0, "tanh": 2.0}, barrier_us=0.5)
+    for mode, floor in (("infer", infer), ("train", train)):
+        assert ceilings.floor_us_per_step("lstm", mode, h, b, slow) == pytest.approx(floor + 1e-3 * 7 * b * h / 2)
+    alone = [ceilings.floor_us_per_step("gru", "train", h, 1, c) for c in (CEILING, slow)]
+    assert alone[1] == pytest.approx(alone[0] + 1e-3 * 4 * h / 2 + 2 * 0.5)
 
 
 def test_an_empty_training_call_costs_more_than_an_empty_inference_call():
@@ -115,6 +120,7 @@ def test_measured_ceilings_fall_with_the_distance_of_the_memory():
     if found is None:
         pytest.skip("the system does not tell its cache sizes")
     assert found.fma_gflops > 0.1
+    assert 0 < found.gate_ns["sigmoid"] < 100 and 0 < found.gate_ns["tanh"] < 100 and found.barrier_us == 0
     assert found.levels[-1].name == "memory" and found.levels[0].gbytes_per_s > found.levels[-1].gbytes_per_s > 0.1
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import timeit
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from .cases import GATES
 
 _ITEM_BYTES = 4  # float32
+_GATE_FUNCTIONS = {"lstm": {"sigmoid": 3, "tanh": 2}, "gru": {"sigmoid": 2, "tanh": 1}, "rnn": {"tanh": 1}}  # of a unit
 _CACHE_DIR = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -30,6 +32,8 @@ class Ceiling:
     fma_gflops: float
     levels: tuple[Level, ...]
     call_us: dict[str, float] = field(default_factory=dict)  # mode -> a call that computes nothing
+    gate_ns: dict[str, float] = field(default_factory=dict)  # function -> one value in one thread
+    barrier_us: float = 0.0  # all threads waiting for each other once
 
 
 def cache_sizes() -> dict[str, tuple[int, int]]:
@@ -69,7 +73,20 @@ def measure(threads: int) -> Ceiling | None:
         levels.append(Level(name, own, _core.measure_read(buffer, threads)))
     beyond = min(4 * max(size for size, _ in caches.values()), 2**28)
     levels.append(Level("memory", float("inf"), _core.measure_read(beyond, threads)))
-    return Ceiling(threads, _core.measure_fma(threads), tuple(levels), empty_call_us())
+    barrier_us = _core.measure_barrier(threads) if threads > 1 else 0.0
+    return Ceiling(threads, _core.measure_fma(threads), tuple(levels), empty_call_us(), gate_ns(), barrier_us)
+
+
+def gate_ns() -> dict[str, float]:
+    """What one value of a gate function costs in one thread, in nanoseconds, where its argument lies in the first cache."""
+    import numpy as np
+
+    from fastrnn import _core
+
+    n = 1024
+    x, y = np.random.default_rng(0).standard_normal(n, np.float32), np.empty(n, np.float32)
+    calls = {f: partial(_core.activation, f, n, x.ctypes.data, y.ctypes.data) for f in ("sigmoid", "tanh")}
+    return {f: min(timeit.repeat(call, number=200, repeat=20)) / 200 / n * 1e9 for f, call in calls.items()}
 
 
 def empty_call_us() -> dict[str, float]:
@@ -142,28 +159,33 @@ def floor_us_per_step(
     active: float = 1.0,
     steps: int = 1,
 ) -> float:
-    """Least time per step in microseconds that the measured FMA and read rates, and calls from Python, allow.
+    """Least time per step in microseconds that the rates measured on this machine allow.
 
     With G gates, P = 2 G H B `active` multiply-add operations per input or hidden column, R = FMA rate and
     S(bytes) = stream_seconds:
 
-        infer  P I / R  +  max(P H / R, S(4 G H H))
-        step   max(P (I + H) / R, S(4 G H (I + H)))
-        train  infer  +  max(P H / R, S(4 G H H))  +  P (2 I + H) / R
+        infer  P I / R  +  max(P H / R, S(4 G H H))  +  A  +  W
+        step   max(P (I + H) / R, S(4 G H (I + H)))  +  A
+        train  infer  +  max(P H / R, S(4 G H H))  +  P (2 I + H) / R  +  W
 
     The input projection of a whole sequence is one matrix product, so its weights are read once and only its arithmetic
     counts; the recurrent weights are needed anew at each step, so the larger of arithmetic and traffic counts. A single
     step needs both matrices from cache. Backward has the recurrent product again (dG R, serial) and then dx, dW and dU.
-    To that comes an empty call, shared by the `steps` of a sequence. Gate functions, activations traffic and synchronisation are left out: this is a bound, not a prediction.
+    A is the time of the gate functions of forward, B `active` H values of each, divided among the threads; W is one barrier,
+    where there are more threads than rows, so that they share every row. To that comes an empty call, shared by the `steps` of
+    a sequence. The arithmetic between gates, traffic of activations and packing are left out: this is a bound, not a prediction.
     """
     gates, inputs = GATES[cell], inputs or hidden
     column = 2.0 * gates * hidden * batch * active / (ceiling.fma_gflops * 1e9)
     weight_row_bytes = _ITEM_BYTES * gates * hidden
+    of_unit = sum(n * ceiling.gate_ns.get(f, 0.0) for f, n in _GATE_FUNCTIONS[cell].items())
+    functions = 1e-9 * of_unit * batch * active * hidden / ceiling.threads
+    wait = 1e-6 * ceiling.barrier_us if batch < ceiling.threads else 0.0
     if mode == "step":
         floor = max(column * (inputs + hidden), stream_seconds(weight_row_bytes * (inputs + hidden), ceiling))
-        return 1e6 * floor + ceiling.call_us.get(mode, 0.0)
-    recurrent = max(column * hidden, stream_seconds(weight_row_bytes * hidden, ceiling))
-    floor = column * inputs + recurrent
+        return 1e6 * (floor + functions) + ceiling.call_us.get(mode, 0.0)
+    recurrent = max(column * hidden, stream_seconds(weight_row_bytes * hidden, ceiling)) + wait
+    floor = column * inputs + recurrent + functions
     if mode == "train":
         floor += recurrent + column * (2 * inputs + hidden)
     return 1e6 * floor + ceiling.call_us.get(mode, 0.0) / steps
