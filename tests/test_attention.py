@@ -168,6 +168,34 @@ def test_padding_may_hold_nan(score):
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
+@pytest.mark.parametrize("by", ["mask", "bias"])
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), 3e38], ids=str)
+@pytest.mark.parametrize("score", FUNCTIONS)
+def test_keys_hidden_from_all_queries_may_hold_nan(score, spoiled, by):
+    tensors = make(score, (3, 5, 9, 33, 34), torch.float32)
+    mask = torch.rand(3, 5, 9) < 0.7
+    mask[0, :, 3] = mask[1, :, 5:] = mask[2] = False
+    bias = torch.zeros(3, 5, 9).masked_fill(~mask, -float("inf"))
+    options = {"mask": mask} if by == "mask" else {"bias": bias}
+
+    def everything(key, value):
+        given = [t.detach().requires_grad_() for t in (tensors[0], key, value, *tensors[3:])]
+        outs = FUNCTIONS[score](*given, **options)
+        first = torch.autograd.grad([t.square().sum() for t in outs], given, create_graph=True)
+        return outs, first, torch.autograd.grad([t.square().sum() for t in first], given)
+
+    hidden = ~mask.any(1).unsqueeze(-1)
+    found = everything(*(t.masked_fill(hidden, spoiled) for t in tensors[1:3]))
+    torch.testing.assert_close(found, everything(*tensors[1:3]), rtol=1e-3, atol=1e-3)
+    arrays = [
+        t.detach().numpy() for t in (tensors[0], *(t.masked_fill(hidden, spoiled) for t in tensors[1:3]), *tensors[3:])
+    ]
+    context, _ = getattr(fastrnn.numpy, f"{score}_attention")(
+        *arrays, **{name: t.numpy() for name, t in options.items()}
+    )
+    torch.testing.assert_close(torch.from_numpy(context), found[0][0].detach())
+
+
 @pytest.mark.parametrize("score", FUNCTIONS)
 def test_nan_is_not_hidden(score):
     """Alone, among others, and beside keys that are masked."""
@@ -332,6 +360,10 @@ BAD = [  # value and v are left out where a function has none
     ({"lengths": [-1, 2]}, ShapeError, "lengths has -1"),
     ({"lengths": [1.0, 2.0]}, DTypeError, "lengths has dtype torch.float32, expected an integer dtype"),
     ({"lengths": [1]}, ShapeError, r"lengths has shape \(1,\)"),
+    ({"lengths": ["1", "2"]}, DTypeError, r"lengths is a list, expected integers \[B\]"),
+    ({"lengths": torch.ones(2) + 0j}, DTypeError, "lengths has dtype torch.complex64, expected an integer dtype"),
+    ({"lengths": torch.ones(2, dtype=torch.long, device="meta")}, DeviceError, "lengths is on meta, expected cpu"),
+    ({"mask": torch.ones(3, 5, dtype=torch.bool, device="meta")}, DeviceError, "mask is on meta, expected cpu"),
     ({"mask": torch.ones(2, 3, 4, dtype=torch.bool)}, ShapeError, r"mask has shape \(2, 3, 4\), expected"),
     ({"mask": torch.ones(2, 3, 5)}, DTypeError, "mask has dtype torch.float32, expected torch.bool"),
     ({"bias": torch.ones(2, 3, 4)}, ShapeError, r"bias has shape \(2, 3, 4\), expected \(B, Tq, Tk\) = \(2, 3, 5\)"),

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cosine_similarity  # noqa: E402
 
-from fastrnn import DTypeError, ShapeError, nn, normalizers  # noqa: E402
+from fastrnn import DeviceError, DTypeError, ShapeError, nn, normalizers  # noqa: E402
 from fastrnn.nn.attention import scores as score_module  # noqa: E402
 
 B, TQ, TK, Q, M, D = 3, 4, 6, 5, 7, 8
@@ -123,6 +123,34 @@ def test_padding_may_hold_nan(make):
         found.append((result, gradients(module, result, query, x)))
     torch.testing.assert_close(*found)
     assert all(t.isfinite().all() for t in found[1][1])
+
+
+@every_module
+@pytest.mark.parametrize("by", ["mask", "bias"])
+def test_keys_hidden_from_all_queries_may_hold_nan(make, by):
+    module = make(**DOUBLE)
+    query, memory, _, _ = inputs(module.memory_size)
+    mask = torch.rand(memory.shape[0], query.shape[1], memory.shape[1]) < 0.7
+    mask[0, :, 3] = mask[1, :, 4:] = mask[2] = False
+    options = {"mask": mask} if by == "mask" else {"bias": torch.zeros(mask.shape).masked_fill(~mask, -math.inf)}
+    spoiled = memory.detach().masked_fill(~mask.any(1).unsqueeze(-1), math.nan)
+    found = []
+    for x in (memory, spoiled.requires_grad_()):
+        result = module(query, x, **options)
+        found.append((result, gradients(module, result, query, x)))
+    torch.testing.assert_close(*found)
+
+
+@every_module
+def test_no_keys_at_all(make):
+    module = make(**DOUBLE)
+    query, memory, _, _ = inputs(module.memory_size)
+    if isinstance(module, nn.LocalAttention):
+        with pytest.raises(ValueError, match="window is 2, expected at most the number of keys, 0"):
+            module(query, memory[:, :0])
+        return
+    context, weights = module(query, memory[:, :0])
+    assert (context == 0).all() and weights.shape == (*query.shape[:2], 0)
 
 
 @every_module
@@ -293,6 +321,15 @@ def test_monotonic(score, mode):
 # ---- errors
 
 X, Y = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
+
+
+def freed(t):
+    """A copy whose memory has been given back, as that of a sharded parameter."""
+    t = t.clone()
+    t.untyped_storage().resize_(0)
+    return t
+
+
 BAD = [
     (lambda: nn.AdditiveAttention(4, 4, 0), ValueError, "AdditiveAttention: attention_size is 0, expected an int of at"),
     (lambda: nn.AdditiveAttention(4, 4, None), ValueError, "AdditiveAttention: attention_size is None"),
@@ -314,6 +351,23 @@ BAD = [
     (lambda: nn.LuongAttention(4)(X, Y, lengths=[6, 1]), ShapeError, "LuongAttention: lengths has 6, expected 0 <="),
     (lambda: nn.LuongAttention(4, normalizer="sigmoid")(X, Y, bias=X), ShapeError, r"bias has shape \(2, 3, 4\)"),
     (lambda: nn.LuongAttention(4)(X, Y, mask=X), DTypeError, "LuongAttention: mask has dtype torch.float32, expected to"),
+    (lambda: nn.AdditiveAttention(4, 4, 4)(X.double(), Y), DTypeError, r"query has dtype torch.float64, expected torch.flo"),
+    (lambda: nn.AdditiveAttention(4, 4, 4)(X, Y.int()), DTypeError, "AdditiveAttention: memory has dtype torch.int32, ex"),
+    (lambda: nn.LuongAttention(4)(X, Y.double()), DTypeError, r"memory has dtype torch.float64, .*\(the dtype of query\)"),
+    (lambda: nn.LuongAttention(4)(X, Y, keys=Y.double()), DTypeError, "LuongAttention: keys has dtype torch.float64, ex"),
+    (lambda: nn.AdditiveAttention(4, 4, 4)(X, Y.to_sparse()), DeviceError, "memory has layout torch.sparse_coo, expecte"),
+    (lambda: nn.AdditiveAttention(4, 4, 4)(X, Y.to("meta")), DeviceError, "AdditiveAttention: memory is on meta, expect"),
+    (lambda: nn.AdditiveAttention(4, 4, 4)(X, freed(Y)), DeviceError, "AdditiveAttention: memory has a storage of 0 byt"),
+    (lambda: nn.MonotonicAttention(4, 4)(X, Y, bias=freed(X[0])), DeviceError, "bias has a storage of 0 bytes, expected"),
+    (lambda: nn.MultiHeadAttention(4, 2)(X, X.double()), DTypeError, "MultiHeadAttention: key has dtype torch.float64, "),
+    (lambda: nn.MultiHeadAttention(4, 2)(freed(X)), DeviceError, "MultiHeadAttention: query has a storage of 0 bytes"),
+    (lambda: nn.MultiHeadAttention(4, 2)(X, keys=[X, X]), DTypeError, "MultiHeadAttention: keys is a list, expected a p"),
+    (
+        lambda: nn.MultiHeadAttention(4, 2)(X, X, attn_mask=freed(torch.ones(2, 2))), DeviceError,
+        "MultiHeadAttention: attn_mask has a storage of 0 bytes",
+    ),
+    (lambda: normalizers.softmax(freed(X)), DeviceError, "softmax: scores has a storage of 0 bytes, expected"),
+    (lambda: normalizers.softmax(X.to_sparse()), DeviceError, "softmax: scores has layout torch.sparse_coo, exp"),
     (
         lambda: nn.LocalAttention(4, window=1)(X, Y, mask=torch.ones(2, dtype=torch.bool)), ShapeError,
         r"LocalAttention: mask has shape \(2,\), expected \(B, Tq, Tk\) = \(2, 3, 5\)",
@@ -345,7 +399,7 @@ BAD = [
     (lambda: nn.MultiHeadAttention(8, 3), ValueError, "MultiHeadAttention: num_heads is 3, expected a divisor of embed"),
     (lambda: nn.MultiHeadAttention(8, 0), ValueError, "MultiHeadAttention: num_heads is 0, expected an int of at lea"),
     (lambda: nn.MultiHeadAttention(4, 2)(X), DTypeError, "MultiHeadAttention: key is a NoneType, expected a torch.Ten"),
-    (lambda: nn.MultiHeadAttention(4, 2)(X, Y), ShapeError, r"key has shape \(5, 2, 2, 2\), expected"),
+    (lambda: nn.MultiHeadAttention(4, 2)(X, Y), ShapeError, r"key has shape \(5, 2, 4\), expected \(B, S, kdim\) = \(3, 2, 4\)"),
     (
         lambda: nn.MultiHeadAttention(4, 2, batch_first=True)(X, Y, attn_mask=torch.ones(3, 4)), ShapeError,
         r"attn_mask has shape \(3, 4\), expected \(L, S\) = \(3, 5\)",

@@ -287,13 +287,16 @@ def _bad():
     yield (x, m, w, s), {"keys": k, "lengths": [1, 5]}, shape, "lengths has 5, expected 0 <= lengths <= T = 4"
     yield (x, m, w, s), {"keys": k, "lengths": [-1, 2]}, shape, "lengths has -1"
     yield (x, m, w, s), {"keys": k, "lengths": [1.0, 2.0]}, dtype, "lengths has dtype torch.float32"
+    yield (x, m, w, s), {"keys": k, "lengths": ["1", "2"]}, dtype, r"lengths is a list, expected integers \[B\]"
+    yield (x, m, w, s), {"keys": k, "lengths": torch.ones(2) + 0j}, dtype, "lengths has dtype torch.complex64, expected"
+    yield (x, m, w, s), {"keys": k, "cell": ["lstm"]}, ValueError, r"cell is \['lstm'\], expected 'lstm' or 'gru'"
     yield (x, m, w, s), {"keys": k, "lengths": [1]}, shape, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"
     yield (x, m, w, s), {"keys": k, "feed": s[0][:, :3]}, shape, r"feed has shape \(2, 3\), expected \(B, H\)"
     yield (x, m, list(w), s), {}, dtype, "weights is a list, expected DecoderWeights"
     yield (x.to_sparse(), m, w, s), {}, fastrnn.DeviceError, "x has layout torch.sparse_coo"
 
 
-@pytest.mark.parametrize("name", ["memory", "weight_hh", "query_weight", "v"])
+@pytest.mark.parametrize("name", ["memory", "weight_ih", "weight_hh", "output_weight", "query_weight", "v"])
 def test_a_freed_storage_is_refused(name):
     memory, H = torch.randn(2, 7, 6), 8
     weights = {"weight_ih": torch.ones(4 * H, 3 + H), "weight_hh": torch.ones(4 * H, H), "v": torch.ones(6)}

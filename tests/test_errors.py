@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -114,7 +115,6 @@ CATALOGUE = {
     # states
     "state is a tensor": (call(state=HX), DTypeError, "lstm: state is a Tensor, expected a pair (h0, c0)"),
     "state has one entry": (call(state=(HX,)), ShapeError, "lstm: state has 1 entries, expected 2: (h0, c0)"),
-    "h0 is None": (call(state=(None, HX)), None, None),  # zeros, as for the whole state
     "h0 has another batch": (
         call(state=(HX[:, :2], HX)), ShapeError, "lstm: h0 has shape (1, 2, 16), expected (L*D, B, H) = (1, 3, 16)",
     ),
@@ -146,6 +146,12 @@ CATALOGUE = {
         call(lengths=[1.0, 2.0, 3.0]), DTypeError, "lstm: lengths has dtype torch.float32, expected an integer",
     ),
     "lengths bool": (call(lengths=[True] * 3), DTypeError, "lstm: lengths has dtype torch.bool, expected an integer"),
+    "lengths complex": (
+        call(lengths=torch.ones(3) + 0j), DTypeError, "lstm: lengths has dtype torch.complex64, expected an integer",
+    ),
+    "lengths meta": (
+        call(lengths=torch.ones(3).long().to("meta")), DeviceError, "lstm: lengths is on meta, expected cpu",
+    ),
     "lengths text": (call(lengths=["1"] * 3), DTypeError, "lstm: lengths is a list, expected integers [B]"),
     "lengths 2-D": (call(lengths=torch.ones(3, 1).int()), ShapeError, "lstm: lengths has shape (3, 1), expected (B,)"),
     "lengths with unbatched x": (call(X[:, 0], lengths=[4]), ShapeError, "lstm: lengths is given, expected none"),
@@ -203,14 +209,53 @@ CATALOGUE = {
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_catalogue(name):
     function, kind, text = CATALOGUE[name]
-    if kind is None:
-        function()
-        return
     with pytest.raises(kind) as caught:
         function()
     assert text in str(caught.value)
     with torch.no_grad(), pytest.raises(kind):
         function()
+
+
+FORMS = {
+    "one layer": (1, lambda f, x, hx: f(x, hx)),
+    "two layers": (2, lambda f, x, hx: f(x, hx)),
+    "ragged": (2, lambda f, x, hx: f(x, hx, lengths=[4, 1, 0])),
+    "packed": (2, lambda f, x, hx: f(torch.nn.utils.rnn.pack_padded_sequence(x, [2, 4, 1], enforce_sorted=False), hx)),
+    "unbatched": (2, lambda f, x, hx: f(x[:, 0], tuple(None if s is None else s[:, 0] for s in hx))),
+    "narrow": (2, lambda f, x, hx: f.bfloat16()(x.bfloat16(), tuple(None if s is None else s.bfloat16() for s in hx))),
+    "cell": (1, lambda f, x, hx: nn.LSTMCell(I, H)(x[0], tuple(None if s is None else s[0] for s in hx))),
+    "unbatched cell": (
+        1,
+        lambda f, x, hx: nn.LSTMCell(I, H)(x[0, 0], tuple(None if s is None else s[0, 0] for s in hx)),
+    ),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_half_of_a_state_may_be_absent(form, grad):
+    """None in place of h0 or c0 means zeros, as it does in place of both."""
+    layers, f = FORMS[form]
+    x, given = torch.randn(T, B, I), torch.randn(layers, B, H)
+
+    def flat(hx):
+        torch.manual_seed(0)
+        y, last = f(nn.LSTM(I, H, layers), x, hx)
+        return [y.data if isinstance(y, PackedSequence) else y, *last]
+
+    with torch.set_grad_enabled(grad):
+        for hx in ((None, given), (given, None), (None, None)):
+            want = flat(tuple(torch.zeros_like(given) if s is None else s for s in hx))
+            assert all(torch.equal(a, b) for a, b in zip(flat(hx), want))
+
+
+@pytest.mark.parametrize(
+    "lengths", [np.array([1, 4, 2], ">i4"), np.array([2, 4, 1])[::-1], range(1, 4), (1, 4, 2)], ids=str
+)
+def test_lengths_of_any_make(lengths):
+    module = nn.GRU(I, H)
+    found = module(X + 1, lengths=lengths)
+    assert all(torch.equal(a, b) for a, b in zip(found, module(X + 1, lengths=torch.tensor([int(n) for n in lengths]))))
 
 
 def test_errors_are_caught_by_code_written_for_torch():

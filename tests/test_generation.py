@@ -308,6 +308,7 @@ CALLS = [
     ("generate", {"start": torch.tensor([1, 2])}, r"generate: start has shape \(2,\), expected \(B,\) = \(4,\)"),
     ("generate", {"start": torch.ones(4)}, "generate: start has dtype torch.float32, expected an integer dtype"),
     ("generate", {"end": -1}, "generate: end is -1, expected a token"),
+    ("generate", {"max_length": 2**70}, "generate: max_length is .*, expected an int of at least 1"),
     ("generate", {"max_length": 0}, "generate: max_length is 0, expected an int of at least 1"),
     ("generate", {"temperature": -0.5}, "generate: temperature is -0.5, expected a number of at least 0"),
     ("generate", {"temperature": math.nan}, "generate: temperature is nan"),
@@ -337,5 +338,25 @@ def test_modules_name_bad_tensors():
         decoder(torch.ones(4, 5, 6, dtype=torch.float64), memory)
     with pytest.raises(fastrnn.ShapeError, match=r"h0 has shape \(2, 19\), expected \(B, H\) = \(4, 19\)"):
         decoder.generate(memory, tuple(s[:2] for s in state), **GOOD)
+    for bad, text in (
+        (torch.ones(4, 5, dtype=torch.bool), "input has dtype torch.bool, expected an integer dtype"),
+        (
+            torch.ones(4, 5, dtype=torch.long, device="meta"),
+            r"input is on meta, expected cpu \(the device of the param",
+        ),
+    ):
+        with pytest.raises((fastrnn.DTypeError, fastrnn.DeviceError), match=f"AttentionDecoder: {text}"):
+            decoder(bad, memory)
+    for bad, text in (
+        (memory.float(), "memory has dtype torch.float32, expected"),
+        (memory.to("meta"), "memory is on"),
+    ):
+        for call in (
+            decoder.precompute,
+            lambda m: decoder.generate(m, **GOOD),
+            lambda m: decoder(torch.ones(4, 1).long(), m),
+        ):
+            with pytest.raises((fastrnn.DTypeError, fastrnn.DeviceError), match=f"AttentionDecoder: {text}"):
+                call(bad)
     with pytest.raises(ValueError, match="generate: the decoder has no vocabulary, expected vocabulary_size"):
         nn.AttentionDecoder(4, 4, 4).generate(torch.ones(1, 2, 4), **GOOD)

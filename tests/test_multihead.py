@@ -97,6 +97,14 @@ def test_multi_head_without_a_key_gives_zeros():
     assert torch.equal(y[1], ours.out_proj.bias.expand(4, 8)) and (weights[1] == 0).all()
     (y.sum() + weights.square().sum()).backward()
     assert all(p.grad.isfinite().all() for p in (memory, *ours.parameters())) and (memory.grad[1] == 0).all()
+    by_lengths = [p.grad.clone() for p in (memory, *ours.parameters())]
+    for mask in (ignored, torch.zeros(3, 6, **DOUBLE).masked_fill(ignored, -math.inf)):
+        memory.grad = None
+        ours.zero_grad()
+        again = ours(query, memory, key_padding_mask=mask)
+        (again[0].sum() + again[1].square().sum()).backward()
+        torch.testing.assert_close(again, (y, weights))
+        torch.testing.assert_close([p.grad for p in (memory, *ours.parameters())], by_lengths)
     finite = memory.detach().nan_to_num(0, 0, 0)
     torch.testing.assert_close(ours(query, finite, key_padding_mask=ignored)[0], y)
     torch.testing.assert_close(theirs(query[::2], finite[::2], finite[::2], key_padding_mask=ignored[::2])[0], y[::2])

@@ -12,11 +12,16 @@ they take the place of the weights, and context is empty.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import _checks, _core, ops, reference
+from ._attention_masks import cleared, hidden_keys
 from ._memory import address_of, aligned, check_storage, dense
+from ._tensor_checks import check_lengths_within
 from .threads import current as current_threads
 
 SCORES = tuple(_core.SCORES)
@@ -92,9 +97,8 @@ def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple
     tensors = [dense(f, name, t) for name, t in named.items()]
     (mask, mask_strides), (bias, bias_strides) = _pairs(f, "mask", mask), _pairs(f, "bias", bias)
     (B, Tq, D), Tk, Dv = query.shape, key.shape[1], 0 if value is None else value.shape[2]
-    if lengths is not None and lengths.numel():
-        lowest, highest = (int(n) for n in lengths.aminmax())
-        _checks.check_lengths(f, lowest, highest, Tk)
+    if lengths is not None:
+        check_lengths_within(f, lengths, Tk)
     addresses = [address_of(t) for t in tensors]
     if value is not None and not addresses[2]:
         addresses[2] = addresses[0] or 64  # empty; zero would ask for raw scores
@@ -105,14 +109,34 @@ def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple
     return call, (tensors, mask, bias)
 
 
-def _forward(score, query, key, value, v, lengths, mask, bias, scale):
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether sums are finite: a little more than whether elements are, and cheaper."""
+    return all(math.isfinite(t.sum()) for t in tensors)
+
+
+def _without_hidden(key, value, mask, bias):
+    """Keys and values with zeros where `mask` and `bias` hide them from every query.
+
+    The kernels multiply them by a weight of zero, which is not zero for NaN and infinity. That is rare enough to look at
+    the results, which are small, and to compute them again.
+    """
+    hidden = hidden_keys(mask, bias)
+    return cleared(key, hidden), cleared(value, hidden)
+
+
+def _forward(score, query, key, value, v, lengths, mask, bias, scale, again=True):
     call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
     context, weights = _forward_fake(score, query, key, value, v, lengths, mask, bias, scale)
     _core.attention_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
+    if again and value is not None and (mask is not None or bias is not None) and not _finite((context,)):
+        key, value = _without_hidden(key, value, mask, bias)
+        return _forward(score, query, key, value, v, lengths, mask, bias, scale, False)
     return context, weights
 
 
-def _backward(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+def _backward(
+    score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, again=True
+):
     call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
     named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
     weights, dcontext, dweights = (dense(f"{score}_attention", name, t) for name, t in named.items())
@@ -122,6 +146,11 @@ def _backward(score, query, key, value, v, lengths, mask, bias, scale, weights, 
     _core.attention_backward(
         call, weights.data_ptr(), address_of(dcontext), address_of(dweights), *map(address_of, found), current_threads()
     )
+    if again and value is not None and (mask is not None or bias is not None) and not _finite(found):
+        key, value = _without_hidden(key, value, mask, bias)
+        return _backward(
+            score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, False
+        )
     return found
 
 

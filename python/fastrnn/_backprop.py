@@ -22,7 +22,7 @@ class Backprop(NamedTuple):
         if not self.checkpoint_every:
             return 0
         chunk = _core.plan(cell, item, T, B, I, H, P, D, True, 1)["chunk_steps"]
-        return -(-self.checkpoint_every // chunk) * chunk
+        return -(-min(self.checkpoint_every, T) // chunk) * chunk
 
 
 def backprop_of(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory
 
 FUNCTION = "attention_decoder"
 GATES = {"lstm": 4, "gru": 3}
@@ -23,7 +24,7 @@ def split_state(state: object, cell: str) -> tuple[Tensor | None, Tensor | None]
 
 def check_user(x: object, memory: object, weights: object, cell: object, order: object, fields: tuple) -> torch.dtype:
     """What the operator does not see; returns the dtype of the result."""
-    if cell not in GATES:
+    if not isinstance(cell, str) or cell not in GATES:
         raise ValueError(f"{FUNCTION}: cell is {cell!r}, expected 'lstm' or 'gru'")
     if order not in ("luong", "bahdanau"):
         raise ValueError(f"{FUNCTION}: order is {order!r}, expected 'luong' or 'bahdanau'")
@@ -36,9 +37,8 @@ def check_user(x: object, memory: object, weights: object, cell: object, order: 
         ("weight_hh", weights.weight_hh, "(G*H, H)"),
     ):
         check_tensor(name, t, x)
+        check_memory(FUNCTION, name, t)
         _checks.check_rank(FUNCTION, name, t.shape, symbols)
-    if x.dtype.is_floating_point is False:
-        raise _checks.dtype_error(FUNCTION, "x", x.dtype, "float32, float64, bfloat16 or float16")
     G, E, H, M = GATES[cell], x.shape[2], weights.weight_hh.shape[1], memory.shape[2]
     F = weights.weight_ih.shape[1] - E
     if order == "bahdanau":
@@ -49,6 +49,7 @@ def check_user(x: object, memory: object, weights: object, cell: object, order: 
         )
     if weights.bias_ih is not None:
         check_tensor("bias_ih", weights.bias_ih, x)
+        check_memory(FUNCTION, "bias_ih", weights.bias_ih)
         _checks.check_shape(FUNCTION, "bias_ih", weights.bias_ih.shape, f"({G}*H,)", (G * H,))
     if (weights.output_weight is None) != (order == "bahdanau"):
         expected = "None in Bahdanau's order" if order == "bahdanau" else "(H, M + H) in Luong's order"
@@ -57,23 +58,21 @@ def check_user(x: object, memory: object, weights: object, cell: object, order: 
         )
     if weights.output_weight is not None:
         check_tensor("output_weight", weights.output_weight, x)
+        check_memory(FUNCTION, "output_weight", weights.output_weight)
         _checks.check_shape(FUNCTION, "output_weight", weights.output_weight.shape, "(H, M + H)", (H, M + H))
     if torch.is_autocast_enabled("cpu") and x.dtype is torch.float32:
         return torch.get_autocast_dtype("cpu")
     return x.dtype
 
 
-def check_tensor(name: str, t: object, x: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise _checks.type_error(FUNCTION, name, t, "a torch.Tensor")
-    if t.dtype is not x.dtype:
-        raise _checks.dtype_error(FUNCTION, name, t.dtype, f"{x.dtype} (the dtype of x)")
+def check_tensor(name: str, t: object, x: object) -> None:
+    """Raises unless t is a dense tensor of floats like x, on a device that has kernels."""
+    if t is x:
+        check_floats(FUNCTION, name, t)
+    elif isinstance(x, Tensor):
+        check_like(FUNCTION, name, t, x)
     if t.device.type not in ("cpu", "meta"):
         raise _checks.device_error(FUNCTION, name, t.device, "cpu: the decoder has no CUDA kernel yet")
-    if t.device != x.device:
-        raise _checks.device_error(FUNCTION, name, t.device, f"{x.device} (the device of x)")
-    if t.layout is not torch.strided:
-        raise _checks.DeviceError(f"{FUNCTION}: {name} has layout {t.layout}, expected torch.strided")
 
 
 def sizes_of(gates, memory, keys, w_hh, w_feed) -> tuple[int, ...]:
@@ -86,7 +85,7 @@ def check_operator(
     cell, bahdanau, gates, memory, keys, lengths, h0, c0, feed0, w_hh, b_hh, w_feed, w_query, v, w_context, w_hidden
 ):
     """Every tensor of the operator's arguments, except for the values of lengths."""
-    if cell not in GATES:
+    if not isinstance(cell, str) or cell not in GATES:
         raise ValueError(f"{FUNCTION}: cell is {cell!r}, expected 'lstm' or 'gru'")
     for name, t, symbols in (("x", gates, "(B, T, E)"), ("memory", memory, "(B, Tk, M)"), ("keys", keys, "(B, Tk, A)")):
         check_tensor(name, t, gates)
@@ -123,16 +122,12 @@ def check_operator(
         elif name in needed:
             raise _checks.type_error(FUNCTION, name, t, "a torch.Tensor")
     if lengths is not None:
-        if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
-            raise _checks.dtype_error(FUNCTION, "lengths", lengths.dtype, "an integer dtype")
-        _checks.check_shape(FUNCTION, "lengths", lengths.shape, "(B,)", (B,))
+        as_lengths(FUNCTION, lengths, B, gates)
 
 
 def checked_lengths(lengths: Tensor | None, Tk: int) -> Tensor | None:
     """Lengths as the kernels read them, their values checked."""
     if lengths is None:
         return None
-    if lengths.numel():
-        lowest, highest = (int(n) for n in lengths.aminmax())
-        _checks.check_lengths(FUNCTION, lowest, highest, Tk)
+    check_lengths_within(FUNCTION, lengths, Tk)
     return lengths.to(torch.int64)

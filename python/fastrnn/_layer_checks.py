@@ -10,44 +10,20 @@ from torch import Tensor
 from . import _backends, _checks
 from ._backprop import Backprop
 from ._cells import CELLS, NORMALISED
+from ._tensor_checks import check_dense, check_device, check_floats, check_like
 
-WIDE_DTYPES = (torch.float32, torch.float64)
-NARROW_DTYPES = (torch.bfloat16, torch.float16)
 HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights per direction; an odd one has w_hr
 
 
 def check_input(function: str, x: object, symbols: str, hint: str = "", name: str = "x") -> None:
     """Raises unless x is a dense floating-point tensor, of the named rank, on a device that has kernels."""
-    if not isinstance(x, Tensor):
-        raise _checks.type_error(function, name, x, "a torch.Tensor")
-    _check_dense(function, name, x)
-    if x.dtype not in WIDE_DTYPES and x.dtype not in NARROW_DTYPES:
-        raise _checks.dtype_error(
-            function, name, x.dtype, "float32, float64, bfloat16 or float16; convert it with .to()"
-        )
+    check_floats(function, name, x, "; convert it with .to()")
     if reason := _backends.why_not(x.device.type):
         raise _checks.DeviceError(
             f"{function}: {name} is on {x.device}, expected a device with kernels: {reason}; "
             "move the module and its input to cpu, or turn it back with fastrnn.to_torch"
         )
     _checks.check_rank(function, name, x.shape, symbols, hint)
-
-
-def _check_dense(function: str, name: str, t: Tensor) -> None:
-    if t.layout is not torch.strided or t.is_nested:
-        layout = "nested" if t.is_nested else t.layout
-        raise _checks.DeviceError(f"{function}: {name} has layout {layout}, expected a dense tensor (torch.strided)")
-
-
-def check_like(function: str, name: str, t: object, x: Tensor) -> None:
-    """Raises unless t is a dense tensor with the dtype and device of x."""
-    if not isinstance(t, Tensor):
-        raise _checks.type_error(function, name, t, "a torch.Tensor")
-    _check_dense(function, name, t)
-    if t.dtype is not x.dtype:
-        raise _checks.dtype_error(function, name, t.dtype, f"{x.dtype} (the dtype of x)")
-    if t.device != x.device:
-        raise _checks.device_error(function, name, t.device, f"{x.device} (the device of x)")
 
 
 def _weight_sizes(function: str, gates: int, weights: Sequence[Tensor], n: int, names: list[str]) -> tuple[int, ...]:
@@ -146,11 +122,8 @@ def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps
 
 
 def _check_mask(function: str, name: str, mask: object, x: Tensor, symbols: str, expected: tuple[int, ...]) -> None:
-    if not isinstance(mask, Tensor):
-        raise _checks.type_error(function, name, mask, "a bool tensor")
-    _check_dense(function, name, mask)
-    if mask.device != x.device:
-        raise _checks.device_error(function, name, mask.device, f"{x.device} (the device of x)")
+    check_dense(function, name, mask, "a bool tensor")
+    check_device(function, name, mask, x)
     if mask.dtype is not torch.bool:
         raise _checks.dtype_error(function, name, mask.dtype, "torch.bool")
     _checks.check_shape(function, name, mask.shape, symbols, expected)
@@ -161,11 +134,8 @@ def check_rows(
 ) -> None:
     """Raises unless lengths is an integer tensor [B] and reset_mask a bool tensor [T, B] (or [B, T])."""
     if lengths is not None:
-        if not isinstance(lengths, Tensor):
-            raise _checks.type_error(function, "lengths", lengths, "an integer tensor")
-        _check_dense(function, "lengths", lengths)
-        if lengths.device != x.device:
-            raise _checks.device_error(function, "lengths", lengths.device, f"{x.device} (the device of x)")
+        check_dense(function, "lengths", lengths, "an integer tensor")
+        check_device(function, "lengths", lengths, x)
         if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype is torch.bool:
             raise _checks.dtype_error(function, "lengths", lengths.dtype, "an integer dtype")
         _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))

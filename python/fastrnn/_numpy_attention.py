@@ -92,11 +92,20 @@ def _attend(
     bias = _expanded(f, "bias", None if bias is None else np.require(bias, dtype, "A"), (B, Tq, Tk))
     q, k, value, *v = (np.require(a, dtype, "CA") for a in arrays.values())
     context, weights = np.empty((B, Tq, Dv), dtype), np.empty((B, Tq, Tk), dtype)
-    addresses = [0 if a is None else a.ctypes.data for a in (q, k, value, v[0] if v else None, lengths)]
-    call = _core.Attention(
-        score, q.itemsize, B, Tq, Tk, D, Dv, *addresses, *_address_and_strides(mask), *_address_and_strides(bias), scale
-    )  # fmt: skip
-    _core.attention_forward(call, context.ctypes.data, weights.ctypes.data, threads.current())
+
+    def run(k: np.ndarray, value: np.ndarray) -> None:
+        addresses = [0 if a is None else a.ctypes.data for a in (q, k, value, v[0] if v else None, lengths)]
+        limits = (*_address_and_strides(mask), *_address_and_strides(bias))
+        call = _core.Attention(score, q.itemsize, B, Tq, Tk, D, Dv, *addresses, *limits, scale)
+        _core.attention_forward(call, context.ctypes.data, weights.ctypes.data, threads.current())
+
+    run(k, value)
+    if (
+        not (mask is None and bias is None) and not np.isfinite(context).all()
+    ):  # see _attention_operators._without_hidden
+        allowed = np.bool_(True) if mask is None else mask
+        seen = (allowed if bias is None else allowed & (bias != -np.inf)).any(1)[..., None]
+        run(np.where(seen, k, dtype.type(0)), np.where(seen, value, dtype.type(0)))
     return context.astype(query.dtype, copy=False), weights.astype(query.dtype, copy=False)
 
 

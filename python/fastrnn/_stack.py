@@ -15,11 +15,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import _backends, _checks
 from ._backprop import Backprop
 from ._cells import CELLS
-from ._layer_checks import NARROW_DTYPES, check_input, check_like, check_states
+from ._layer_checks import check_input, check_states
 from ._noise import Rates
+from ._tensor_checks import NARROW_DTYPES, as_lengths, check_dense, check_like
 from .ops import Keep, rnn_layer
 
-State = tuple[Tensor, ...]
+State = tuple[Tensor | None, ...]  # None, in a state that is given: zeros
 _autocast_enabled = torch.is_autocast_enabled
 
 
@@ -58,6 +59,11 @@ def as_pair(function: str, state: object) -> State | None:
     if len(state) != 2:
         _checks.check_count(function, "state", len(state), "2: (h0, c0)")
     return tuple(state)
+
+
+def each(f: Callable[[Tensor], Tensor], states: State | None) -> State | None:
+    """f of every state that is there."""
+    return None if states is None else tuple(None if s is None else f(s) for s in states)
 
 
 def as_single(function: str, state: object) -> State | None:
@@ -125,8 +131,7 @@ def infer_stack(
     _checks.check_probability(function, "dropout", dropout)
     gates, D = CELLS[cell][0], 2 if bidirectional else 1
     for i, w in enumerate(weights):
-        if not isinstance(w, Tensor):
-            raise _checks.type_error(function, f"weights[{i}]", w, "a torch.Tensor")
+        check_dense(function, f"weights[{i}]", w)
     if len(weights) < 2 or weights[0].ndim != 2 or weights[1].ndim != 2:
         got = [tuple(w.shape) for w in weights[:2]]
         raise _checks.ShapeError(
@@ -175,7 +180,7 @@ def run(
         )
     if isinstance(x, Tensor) and x.ndim == 3:
         if lengths is not None:
-            lengths = _as_lengths(stack.function, lengths, x)
+            lengths = as_lengths(stack.function, lengths, None, x)
         return run_batched(stack, x, states, weights, training, lengths, reset_mask)
     if isinstance(x, PackedSequence):
         return _run_packed(stack, x, states, weights, training, lengths, reset_mask)
@@ -187,9 +192,10 @@ def run(
         _, H, P = stack.sizes
         rows = stack.layers * stack.directions
         for name, s, width, symbol in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
-            check_like(stack.function, name, s, x)
-            _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
-        states = tuple(s.unsqueeze(1) for s in states)
+            if s is not None:
+                check_like(stack.function, name, s, x)
+                _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
+        states = each(lambda s: s.unsqueeze(1), states)
 
     def as_batch(name: str, mask: object) -> object:
         if isinstance(mask, Tensor):
@@ -235,18 +241,6 @@ def _map_masks(f: Callable[[str, object], object], stack: Stack, reset_mask: obj
     return stack, None if reset_mask is None else f("reset_mask", reset_mask)
 
 
-def _as_lengths(function: str, lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
-    """lengths as a tensor beside x, whatever they came as; values are checked where they are read."""
-    if not isinstance(lengths, Tensor):
-        try:
-            lengths = torch.as_tensor(lengths)
-        except (TypeError, ValueError, RuntimeError):
-            raise _checks.type_error(function, "lengths", lengths, "integers [B]") from None
-        if not lengths.numel():
-            lengths = lengths.long()
-    return lengths.to(x.device)
-
-
 def _run_packed(
     stack: Stack,
     packed: PackedSequence,
@@ -279,7 +273,7 @@ def _run_packed(
     if states is not None:
         _check_whole_states(stack, x, states)
         if sorted_indices is not None:
-            states = tuple(s.index_select(1, sorted_indices) for s in states)
+            states = each(lambda s: s.index_select(1, sorted_indices), states)
     y, last = run_batched(stack, x, states, weights, training, lengths.to(x.device), reset_mask)
     if unsorted_indices is not None:
         last = tuple(s.index_select(1, unsorted_indices) for s in last)
@@ -349,7 +343,7 @@ def _run_layers(
         keep = None if kept is None else Keep(with_gates)
         x, last = rnn_layer(
             cell, x, weights[k * n : (k + 1) * n],
-            None if states is None else tuple(s[k * D : (k + 1) * D] for s in states),
+            each(lambda s, k=k: s[k * D : (k + 1) * D], states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
             noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep,
@@ -382,7 +376,7 @@ def _run_narrow(
             stack.directions, stack.per_direction >= 4, bool(stack.per_direction & 1), f"_l{k}" if k else stack.suffix
         )
     ]
-    named = [*zip(names, weights), *zip(_checks.STATE_NAMES, states or ())]
+    named = [*zip(names, weights), *((n, s) for n, s in zip(_checks.STATE_NAMES, states or ()) if s is not None)]
     dtype, device = x.dtype, "cuda" if x.is_cuda else "cpu"
     if _autocast_enabled(device) and dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -397,8 +391,9 @@ def _run_narrow(
     def widen(t: Tensor) -> Tensor:
         return t.to(dtype).to(wide) if isinstance(t, Tensor) else t
 
-    states = None if states is None else tuple(widen(s) for s in states)
-    y, last = _run_layers(stack, widen(x), states, [widen(w) for w in weights], training, lengths, reset_mask)
+    y, last = _run_layers(
+        stack, widen(x), each(widen, states), [widen(w) for w in weights], training, lengths, reset_mask
+    )
     if stack.kept is not None:
         stack.kept[:] = [tuple(None if t is None else t.to(dtype) for t in layer) for layer in stack.kept]
     return y.to(dtype), tuple(s.to(dtype) for s in last)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import _checks
 from ._attention_checks import check_scale, check_shapes
+from ._attention_masks import as_mask, expanded
 from ._attention_operators import WITH_V, attention
-from ._memory import check_storage
+from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
 
@@ -129,6 +130,8 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
     """
     (query, key), _ = _cast(query, key)
     _check_tensors("dot_scores", {"query": query, "key": key})
+    for name, t in (("query", query), ("key", key)):
+        check_memory("dot_scores", name, t)
     scale = check_scale("dot_scores", scale)
     scores = torch.bmm(query, key.transpose(1, 2))
     return scores if scale == 1 else scores * scale
@@ -142,11 +145,12 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
     scale = check_scale(function, scale)
     B, Tq, Tk = *query.shape[:2], key.shape[1]
     if lengths is not None:
-        lengths = _check_lengths(function, lengths, B)
+        lengths = as_lengths(function, lengths, B, query, "query")
     if mask is not None:
-        mask = _check_mask(function, mask, (B, Tq, Tk))
+        mask = as_mask(function, mask, "(B, Tq, Tk)", (B, Tq, Tk), query, "query")
     if bias is not None:
-        bias = _check_bias(function, bias, query, (B, Tq, Tk))
+        _check_tensor(function, "bias", bias, query)
+        bias = expanded(function, "bias", bias, "(B, Tq, Tk)", (B, Tq, Tk))
     return _in_kernel_dtype(dtype, score, query, key, value, v, lengths, mask, bias, scale)
 
 
@@ -170,54 +174,17 @@ def _in_kernel_dtype(dtype, score, query, key, value, v, lengths=None, mask=None
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
-_KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def _check_tensors(function: str, named: dict[str, object]) -> None:
-    query = named["query"]
     for name, t in named.items():
-        _check_tensor(function, name, t, query)
+        _check_tensor(function, name, t, named["query"])
     check_shapes(function, {name: t.shape for name, t in named.items()})
 
 
 def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise _checks.type_error(function, name, t, "a torch.Tensor")
-    if t.dtype not in _KINDS:
-        raise _checks.dtype_error(function, name, t.dtype, "float32, float64, bfloat16 or float16")
-    if t.dtype is not query.dtype:
-        raise _checks.dtype_error(function, name, t.dtype, f"{query.dtype} (the dtype of query)")
+    check_floats(function, name, t)
+    check_like(function, name, t, query, "query")
     if t.device.type not in ("cpu", "meta"):
         raise _checks.device_error(function, name, t.device, "cpu: attention has no CUDA kernel yet")
-    if t.device != query.device:
-        raise _checks.device_error(function, name, t.device, f"{query.device} (the device of query)")
-    if t.layout is not torch.strided:
-        raise _checks.DeviceError(f"{function}: {name} has layout {t.layout}, expected torch.strided")
-
-
-def _check_lengths(function: str, lengths: object, B: int) -> Tensor:
-    if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
-    if lengths.dtype.is_floating_point or lengths.dtype is torch.bool:
-        raise _checks.dtype_error(function, "lengths", lengths.dtype, "an integer dtype")
-    _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))
-    return lengths.to(torch.int64)
-
-
-def _check_mask(function: str, mask: object, shape: tuple[int, int, int]) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        raise _checks.dtype_error(function, "mask", getattr(mask, "dtype", type(mask).__name__), "torch.bool")
-    return _expand(function, "mask", mask, shape)
-
-
-def _check_bias(function: str, bias: object, query: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    _check_tensor(function, "bias", bias, query)
-    return _expand(function, "bias", bias, shape)
-
-
-def _expand(function: str, name: str, t: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    try:
-        return t.expand(shape)
-    except RuntimeError:
-        check_storage(function, name, t)  # expand() minds that as well
-        raise _checks.shape_error(function, name, t.shape, "(B, Tq, Tk)", shape) from None
+    if t.dtype in NARROW_DTYPES:  # converted by torch
+        check_memory(function, name, t)

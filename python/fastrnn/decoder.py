@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from . import _checks, _core, reference
 from ._decoder_checks import FUNCTION, check_operator, check_tensor, check_user, checked_lengths, sizes_of, split_state
 from ._memory import address_of, dense
+from ._tensor_checks import as_lengths
 from .threads import current as current_threads
 
 __all__ = ["DecoderWeights", "attention_decoder"]
@@ -130,8 +131,8 @@ def prepare(x, memory, weights, state, cell, order, keys, lengths, feed) -> tupl
     h0 = x.new_zeros(B, H) if h0 is None else h0
     if cell == "lstm" and c0 is None:
         c0 = x.new_zeros(B, H)
-    if lengths is not None and not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+    if lengths is not None:
+        lengths = as_lengths(FUNCTION, lengths, B, x)
     width = weights.weight_ih.shape[1] - E
     w_input, w_feed = weights.weight_ih.split([E, width], 1) if width else (weights.weight_ih, None)
     if bahdanau or not width:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _checks, _core
 from ._decoder_checks import check_user
+from ._tensor_checks import as_lengths, check_integers
 from .decoder import DecoderWeights, core_call, prepare
 from .threads import current as current_threads
 
@@ -177,8 +178,8 @@ def beam_search(
         (cell, order, keys, lengths, feed),
     )  # fmt: skip
     sequences = _trace_back(found, beams, end, max_length, L)
-    real = None if lengths is None else torch.as_tensor(lengths)
-    best = _rank(sequences, length_penalty, coverage_penalty, real, n_best)
+    real = None if lengths is None else as_lengths("beam_search", lengths, len(memory), memory, "memory")
+    best = _rank(sequences, float(length_penalty), float(coverage_penalty), real, n_best)
     dtype = memory.dtype
     return BeamSearch(best.tokens, best.lengths, *(t.to(dtype) for t in best[2:]))
 
@@ -225,7 +226,7 @@ def _rank(s: BeamSearch, alpha: float, beta: float, lengths: Tensor | None, n_be
 
 
 def _at_least_one(function: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 63:
         raise ValueError(f"{function}: {name} is {value!r}, expected an int of at least 1")
 
 
@@ -238,8 +239,9 @@ def _first_tokens(function: str, start: object, B: int, V: int, device: torch.de
     if not isinstance(start, Tensor):
         _token(function, "start", start, V)
         return torch.full((B,), start, dtype=torch.int64, device=device)
-    if start.dtype.is_floating_point or start.dtype is torch.bool:
-        raise _checks.dtype_error(function, "start", start.dtype, "an integer dtype")
+    check_integers(function, "start", start)
+    if start.device != device:
+        raise _checks.device_error(function, "start", start.device, f"{device} (the device of memory)")
     _checks.check_shape(function, "start", start.shape, "(B,)", (B,))
     if B:
         for bound in start.aminmax():

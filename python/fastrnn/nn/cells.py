@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from .. import _checks
-from .._stack import Stack, as_pair, as_single, run_batched
+from .._stack import Stack, as_pair, as_single, each, run_batched
 from ..ops import try_step
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
@@ -58,9 +58,8 @@ class _Cell(Module):
                 return last
         batch = self._check_shapes(x, states)
         if not batch:
-            x, states = x.unsqueeze(0), None if states is None else tuple(s.unsqueeze(0) for s in states)
-        if states is not None:
-            states = tuple(s.unsqueeze(0) for s in states)
+            x, states = x.unsqueeze(0), each(lambda s: s.unsqueeze(0), states)
+        states = each(lambda s: s.unsqueeze(0), states)
         stack = Stack(self._function, self._cell(), 1, 1, len(weights), sizes, False, 0.0, "")
         _, last = run_batched(stack, x.unsqueeze(0), states, weights, False)
         return tuple(s.squeeze(0) if batch else s.squeeze(0).squeeze(0) for s in last)
@@ -76,6 +75,8 @@ class _Cell(Module):
         if width != I:
             raise _checks.shape_error(f, "x", x.shape, "(B, I)" if batch else "(I,)", (*batch, I))
         for name, s in zip(_checks.STATE_NAMES, states or ()):
+            if s is None:
+                continue
             if not isinstance(s, Tensor):
                 raise _checks.type_error(f, name, s, "a torch.Tensor")
             if s.shape != (*batch, H):

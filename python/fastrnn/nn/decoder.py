@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, Parameter
 
 from .. import _checks
+from .._tensor_checks import check_dense, check_device, check_floats, check_integers, check_like, check_memory
 from ..decoder import DecoderWeights, attention_decoder
 from ..generation import BeamSearch, Generated, beam_search, generate
 
@@ -130,6 +131,7 @@ class AttentionDecoder(Module):
 
     def precompute(self, memory: Tensor) -> Tensor:
         """The keys [B, Tk, A]: the memory projected, or itself for the dot product."""
+        self._check_memory(memory)
         return memory if self.memory_layer is None else self.memory_layer(memory)
 
     def weights(self) -> DecoderWeights:
@@ -166,11 +168,9 @@ class AttentionDecoder(Module):
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
         """
-        if not isinstance(input, Tensor):
-            raise _checks.type_error("AttentionDecoder", "input", input, "a torch.Tensor")
+        check_dense("AttentionDecoder", "input", input)
         if self.embedding is not None and not input.dtype.is_floating_point:
-            _checks.check_rank("AttentionDecoder", "input", input.shape, "(B, T)")
-            input = self.embedding(input)
+            input = self._embedded(input)
         self._check_memory(memory)
         _checks.check_rank("AttentionDecoder", "input", input.shape, "(B, T, embedding_size)")
         _checks.check_shape(
@@ -232,9 +232,18 @@ class AttentionDecoder(Module):
         layer = self.vocabulary_layer
         return memory, self.weights(), self.embedding.weight, (layer.weight, layer.bias)
 
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        check_integers("AttentionDecoder", "input", tokens)
+        check_device("AttentionDecoder", "input", tokens, self.embedding.weight, "the parameters")
+        check_memory("AttentionDecoder", "input", tokens)
+        _checks.check_rank("AttentionDecoder", "input", tokens.shape, "(B, T)")
+        return self.embedding(tokens.long())
+
     def _check_memory(self, memory: object) -> None:
-        if not isinstance(memory, Tensor):
-            raise _checks.type_error("AttentionDecoder", "memory", memory, "a torch.Tensor")
+        check_floats("AttentionDecoder", "memory", memory)
+        check_memory("AttentionDecoder", "memory", memory)
+        if not torch.is_autocast_enabled("cpu"):
+            check_like("AttentionDecoder", "memory", memory, self.weight_ih, "the parameters")
         _checks.check_rank("AttentionDecoder", "memory", memory.shape, "(B, Tk, memory_size)")
         expected = (*memory.shape[:2], self.memory_size)
         _checks.check_shape("AttentionDecoder", "memory", memory.shape, "(B, Tk, memory_size)", expected)

@@ -50,16 +50,20 @@ def attention(
         context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing. Without value nothing,
         and the raw scores.
     """
-    scores = SCORES[score](query, key, v)
     if value is None:
-        return query.new_empty(0), scores
-    logits = scores * scale
-    keep = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand_as(scores)
+        return query.new_empty(0), SCORES[score](query, key, v)
+    pairs = (key.shape[0], query.shape[1], key.shape[1])
+    keep = torch.ones(pairs, dtype=torch.bool, device=key.device) if mask is None else mask.expand(pairs)
     if bias is not None:
-        logits = logits + bias
-        keep = keep & (logits != -float("inf"))
+        keep = keep & (bias != -float("inf"))
     if lengths is not None:
         keep = keep & (torch.arange(key.shape[1], device=key.device) < lengths[:, None]).unsqueeze(1)
+    hidden = ~keep.any(1).unsqueeze(-1)  # from every query: NaN there times a weight of zero would be NaN
+    key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
+    scores = SCORES[score](query, key, v)
+    logits = scores * scale if bias is None else scores * scale + bias
+    if bias is not None:
+        keep = keep & (logits != -float("inf"))
     weights = logits.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~keep, 0)
     return weights @ value, weights
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import dropout
 
 from ... import _checks, normalizers
-from ..._attention_masks import as_bias, as_lengths, as_mask, check_temperature, valid_keys
+from ..._attention_masks import as_bias, as_mask, check_temperature, cleared, hidden_keys, valid_keys
+from ..._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory
 from .scores import Scope, Score, make_score
 
 
@@ -88,9 +90,22 @@ class Attention(Module):
             lengths: [B] integers; what lies past them then reaches no gradient, NaN included.
         """
         self._check_memory(memory)
+        if lengths is not None:
+            lengths = as_lengths(type(self).__name__, lengths, memory.shape[0], memory, "memory")
+        return self._keys(memory, Scope(lengths))
+
+    def _keys(self, memory: Tensor, scope: Scope) -> Tensor:
         if self._score.projects:
-            memory = cleared(type(self).__name__, memory, lengths)
+            memory = cleared(memory, self._hidden(scope, memory.shape[1]))
         return self._score.keys(self, memory)
+
+    def _hidden(self, scope: Scope, Tk: int) -> Tensor | None:
+        """Bool [B, Tk], true for a key that no query sees; None if the scope leaves out nothing."""
+        hidden = hidden_keys(scope.mask, scope.bias)
+        if scope.lengths is None:
+            return hidden
+        padding = ~valid_keys(type(self).__name__, scope.lengths, Tk)
+        return padding if hidden is None else hidden | padding
 
     def forward(
         self,
@@ -124,35 +139,44 @@ class Attention(Module):
     def _run(self, query: Tensor, memory: Tensor, scope: Scope, keys: Tensor | None, **call: Any) -> Any:
         """One step or many; `call` is what the module's own _attend() takes besides."""
         name = type(self).__name__
-        if not isinstance(query, Tensor):
-            raise _checks.type_error(name, "query", query, "a torch.Tensor")
+        self._check_floats("query", query)
         one = query.ndim == 2
         if one:
             query = query.unsqueeze(1)
             scope = scope._replace(mask=_for_step(scope.mask), bias=_for_step(scope.bias))
         _checks.check_rank(name, "query", query.shape, "(B, Tq, query_size)", " or (B, query_size)")
         self._check_memory(memory)
+        if not torch.is_autocast_enabled("cpu"):
+            check_like(name, "memory", memory, query, "query")
         B, Tq = query.shape[:2]
         _checks.check_shape(name, "query", query.shape, "(B, Tq, query_size)", (memory.shape[0], Tq, self.query_size))
         Tk = memory.shape[1]
-        scope = self._checked_scope(scope, (B, Tq, Tk))
+        scope = self._checked_scope(scope, (B, Tq, Tk), memory)
         if keys is None:
-            keys = self.precompute(memory, scope.lengths)
-        expected = (B, Tk, self._score.key_size(self))
-        if not isinstance(keys, Tensor):
-            raise _checks.type_error(name, "keys", keys, "a torch.Tensor")
-        _checks.check_shape(name, "keys", keys.shape, "(B, Tk, D)", expected)
+            keys = self._keys(memory, scope)
+        else:
+            check_floats(name, "keys", keys)
+            check_memory(name, "keys", keys)
+            if not torch.is_autocast_enabled("cpu"):
+                check_like(name, "keys", keys, memory, "memory")
+        _checks.check_shape(name, "keys", keys.shape, "(B, Tk, D)", (B, Tk, self._score.key_size(self)))
+        if not self._fused():
+            hidden = self._hidden(scope, Tk)
+            keys, memory = cleared(keys, hidden), cleared(memory, hidden)
         context, weights = self._attend(query, keys, memory, scope, **call)
         return (context.squeeze(1), weights.squeeze(1)) if one else (context, weights)
 
-    def _checked_scope(self, scope: Scope, shape: tuple[int, int, int]) -> Scope:
+    def _checked_scope(self, scope: Scope, shape: tuple[int, int, int], memory: Tensor) -> Scope:
         """Lengths as a tensor, mask and bias [B, Tq, Tk]."""
         name, symbols = type(self).__name__, "(B, Tq, Tk)"
         lengths, mask, bias, _ = scope
+        if lengths is not None:
+            lengths = as_lengths(name, lengths, shape[0], memory, "memory")
+            check_lengths_within(name, lengths, shape[2])
         return Scope(
-            None if lengths is None else as_lengths(name, lengths, shape[0], shape[2]),
-            None if mask is None else as_mask(name, mask, symbols, shape),
-            None if bias is None else as_bias(name, bias, symbols, shape),
+            lengths,
+            None if mask is None else as_mask(name, mask, symbols, shape, memory, "memory"),
+            None if bias is None else as_bias(name, bias, symbols, shape, memory, "memory"),
         )
 
     def _checked_state(self, state: Alignment | None, memory: Tensor) -> Alignment:
@@ -163,31 +187,42 @@ class Attention(Module):
         if not isinstance(state, Alignment):
             raise _checks.type_error(name, "state", state, "an Alignment, from start() or after()")
         for part, t in state._asdict().items():
+            check_like(name, f"state.{part}", t, memory, "memory")
+            check_memory(name, f"state.{part}", t)
             _checks.check_shape(name, f"state.{part}", t.shape, "(B, Tk)", memory.shape[:2])
         return state
 
     def _check_memory(self, memory: Tensor) -> None:
         name = type(self).__name__
-        if not isinstance(memory, Tensor):
-            raise _checks.type_error(name, "memory", memory, "a torch.Tensor")
+        self._check_floats("memory", memory)
         _checks.check_rank(name, "memory", memory.shape, "(B, Tk, memory_size)")
         symbols, expected = "(B, Tk, memory_size)", (*memory.shape[:2], self.memory_size)
         _checks.check_shape(name, "memory", memory.shape, symbols, expected)
+
+    def _check_floats(self, argument: str, t: Tensor) -> None:
+        """Raises unless t is a tensor that the parameters can be applied to."""
+        name = type(self).__name__
+        check_floats(name, argument, t)
+        check_memory(name, argument, t)
+        weight = next(self.parameters(), None)
+        if weight is not None and not torch.is_autocast_enabled("cpu"):
+            check_like(name, argument, t, weight, "the parameters")
+
+    def _fused(self) -> bool:
+        """Whether _combine() calls a fused function, in which hidden keys are taken care of."""
+        return self.normalizer == "softmax" and self._score.fused and not (self.training and self.dropout > 0)
 
     def _attend(self, query: Tensor, keys: Tensor, memory: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
         return self._combine(self._score.queries(self, query), keys, memory, scope)
 
     def _combine(self, q: Tensor, k: Tensor, value: Tensor, scope: Scope, *state: Any) -> tuple[Tensor, Tensor]:
         """From projected queries and keys to context and weights; `state` goes to _weights()."""
-        dropping = self.training and self.dropout > 0
-        if self.normalizer == "softmax" and self._score.fused and scope.factor is None and not dropping:
+        if self._fused():
             return self._score.attend(self, q, k, value, scope)
-        name = type(self).__name__
-        k, value = cleared(name, k, scope.lengths), cleared(name, value, scope.lengths)
         weights = self._weights(self._score.scores(self, q, k), scope, *state)
         if scope.factor is not None:
             weights = weights * scope.factor
-        weights = dropout(weights, self.dropout, dropping)
+        weights = dropout(weights, self.dropout, self.training and self.dropout > 0)
         return weights.to(value.dtype) @ value, weights
 
     def _weights(self, scores: Tensor, scope: Scope, **options: Any) -> Tensor:
@@ -219,11 +254,3 @@ def check_positive(function: str, argument: str, size: object) -> None:
 def _for_step(t: Any) -> Any:
     """A mask or bias [B, Tk] of one step as [B, 1, Tk]."""
     return t.unsqueeze(1) if isinstance(t, Tensor) and t.ndim == 2 else t
-
-
-def cleared(function: str, t: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
-    """t [B, Tk, *] with zeros past the lengths: zero times NaN would be NaN in a product."""
-    if lengths is None:
-        return t
-    valid = valid_keys(function, lengths, t.shape[0], t.shape[1], t.device)
-    return t.masked_fill(~valid.unsqueeze(-1), 0)

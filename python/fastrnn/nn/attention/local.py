@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 
 from ... import _checks, scopes
+from ..._tensor_checks import check_integers
 from .base import Attention, check_positive
 from .scores import Scope
 
@@ -115,6 +116,9 @@ class LocalAttention(Attention):
                 scope = scope._replace(factor=bell.exp())
         return self._combine(self._score.queries(self, query), keys, memory, scope)
 
+    def _fused(self) -> bool:
+        return super()._fused() and not (self.predictive and not self.renormalize)
+
     def _center(self, query: Tensor, Tk: int, lengths: Tensor | None, position: Tensor | int | None) -> Tensor:
         """p [B, Tq]."""
         B, Tq = query.shape[:2]
@@ -125,8 +129,7 @@ class LocalAttention(Attention):
             return share * lengths.to(query.device).unsqueeze(-1)
         steps = torch.arange(Tq, device=query.device)
         if isinstance(position, Tensor):
-            if position.dtype.is_floating_point or position.dtype is torch.bool:
-                raise _checks.dtype_error("LocalAttention", "position", position.dtype, "an integer dtype")
+            check_integers("LocalAttention", "position", position)
             _checks.check_shape("LocalAttention", "position", position.shape, "(B,)", (B,))
             return steps + position.to(query.device).unsqueeze(-1)
         if position is not None and (isinstance(position, bool) or not isinstance(position, int) or position < 0):

@@ -131,9 +131,11 @@ class LocationSensitiveAttention(Attention):
             return memory.new_zeros(whole[0], 0, memory.shape[2]), memory.new_zeros(whole)
         return tuple(torch.cat(rows, 1) for rows in zip(*found))
 
-    def _features(self, state: Alignment) -> Tensor:
+    def _features(self, state: Alignment) -> Tensor | int:
         """What the earlier weights add to the keys, [B, Tk, D]."""
         total = 0
+        if not state.previous.shape[1]:  # no keys, which a convolution does not take
+            return total
         if self.location is not None:
             pair = {"previous": state[:1], "cumulative": state[1:], "both": state[:2]}[self.location]
             total = self.location_layer(self.location_conv(torch.stack(tuple(pair), 1)).transpose(1, 2))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.functional import pad
 
 from ..._monotonic import MODES
 from .base import Alignment, Attention
@@ -77,7 +76,8 @@ class MonotonicAttention(Attention):
         """The alignment before the first query: the walk stands at key 0."""
         self._check_memory(memory)
         nothing = memory.new_zeros(memory.shape[:2])
-        return Alignment(pad(nothing[:, 1:], (1, 0), value=1.0), nothing)
+        first = (torch.arange(memory.shape[1], device=memory.device) == 0).to(nothing.dtype).expand_as(nothing)
+        return Alignment(first, nothing)
 
     def forward(
         self,

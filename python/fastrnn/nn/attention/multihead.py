@@ -12,9 +12,10 @@ from torch.nn import Linear, Module, Parameter
 from torch.nn.functional import dropout, linear, pad
 
 from ... import _checks, scopes
-from ..._attention_masks import valid_keys
+from ..._attention_masks import cleared, hidden_keys, valid_keys
+from ..._tensor_checks import as_lengths, check_dense, check_device, check_floats, check_like, check_memory
 from ...attention import dot_attention
-from .base import check_positive, cleared
+from .base import check_positive
 
 _NAME = "MultiHeadAttention"
 
@@ -102,11 +103,21 @@ class MultiHeadAttention(Module):
         Returns:
             Two tensors [B, heads, S, head_dim], the argument `keys` of forward().
         """
+        key, value = self._memory(key, value)
+        hidden = None if lengths is None else ~_valid(lengths, key)
+        return self._project(key, value, hidden)
+
+    def _memory(self, key: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Key and value with B first, checked."""
         value = key if value is None else value
         key, _ = self._batched("key", key, self.kdim, "(B, S, kdim)")
         value, _ = self._batched("value", value, self.vdim, "(B, S, vdim)")
         _checks.check_shape(_NAME, "value", value.shape[:2], "(B, S)", key.shape[:2])
-        key, value = cleared(_NAME, key, lengths), cleared(_NAME, value, lengths)
+        return key, value
+
+    def _project(self, key: Tensor, value: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values in heads; what `hidden` [B, S] says that nobody may see reaches no gradient."""
+        key, value = cleared(key, hidden), cleared(value, hidden)
         weights, biases = self._projections()
         return self._heads(linear(key, weights[1], biases[1])), self._heads(linear(value, weights[2], biases[2]))
 
@@ -146,16 +157,19 @@ class MultiHeadAttention(Module):
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
         """
         query, unbatched = self._batched("query", query, self.embed_dim, "(B, L, embed_dim)")
+        B, heads = query.shape[0], self.num_heads
         if keys is None:
-            if key is None:
-                raise _checks.type_error(_NAME, "key", key, "a torch.Tensor")
-            keys = self.precompute(key, value, lengths)
-        k, v = keys
-        B, S = query.shape[0], k.shape[2]
-        _checks.check_shape(_NAME, "key", k.shape, "(B, heads, S, head_dim)", (B, self.num_heads, S, self.head_dim))
+            key, value = self._memory(key, value)
+            _checks.check_shape(_NAME, "key", key.shape, "(B, S, kdim)", (B, *key.shape[1:]))
+            S = key.shape[1]
+        else:
+            k, v = self._checked_keys(keys, query)
+            S = k.shape[2]
         weights, biases = self._projections()
         q = self._heads(linear(query, weights[0], biases[0]))
         limits = self._limits(q, S, key_padding_mask, attn_mask, is_causal, lengths, unbatched)
+        if keys is None:
+            k, v = self._project(key, value, limits.hidden((B, heads)))
         k, v, limits = self._appended(k, v, limits)
         context, shares = self._attend(q, k, v, limits)
         y = self.out_proj(context.transpose(1, 2).flatten(2))
@@ -164,6 +178,17 @@ class MultiHeadAttention(Module):
             return y, None
         shares = shares.mean(1) if average_attn_weights else shares
         return y, shares.squeeze(0) if unbatched else shares
+
+    def _checked_keys(self, keys: object, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The result of precompute()."""
+        if not isinstance(keys, tuple) or len(keys) != 2:
+            raise _checks.type_error(_NAME, "keys", keys, "a pair of tensors, from precompute()")
+        for name, t in zip(("keys", "values"), keys):
+            check_like(_NAME, name, t, query, "query")
+            _checks.check_rank(_NAME, name, t.shape, "(B, heads, S, head_dim)")
+            expected = (query.shape[0], self.num_heads, keys[0].shape[2], self.head_dim)
+            _checks.check_shape(_NAME, name, t.shape, "(B, heads, S, head_dim)", expected)
+        return keys
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, limits: _Limits) -> tuple[Tensor, Tensor]:
         """context [B, heads, L, head_dim] and weights [B, heads, L, S]; every head is a row of the batch."""
@@ -181,14 +206,14 @@ class MultiHeadAttention(Module):
         B, heads, L = q.shape[:3]
         limits = _Limits(None, None)
         if lengths is not None:
-            limits = limits.keeping(valid_keys(_NAME, lengths, B, S, q.device)[:, None, None])
+            limits = limits.keeping(_valid(lengths, q, S)[:, None, None])
         if key_padding_mask is not None:
-            _check_mask("key_padding_mask", key_padding_mask)
+            _check_mask("key_padding_mask", key_padding_mask, q)
             shape, symbols = ((S,), "(S,)") if unbatched else ((B, S), "(B, S)")
             _checks.check_shape(_NAME, "key_padding_mask", key_padding_mask.shape, symbols, shape)
             limits = limits.also(key_padding_mask.reshape(B, 1, 1, S), q.dtype)
         if attn_mask is not None:
-            _check_mask("attn_mask", attn_mask)
+            _check_mask("attn_mask", attn_mask, q)
             if attn_mask.ndim == 3:
                 _checks.check_shape(_NAME, "attn_mask", attn_mask.shape, "(B*heads, L, S)", (B * heads, L, S))
                 attn_mask = attn_mask.unflatten(0, (B, heads))
@@ -230,8 +255,10 @@ class MultiHeadAttention(Module):
 
     def _batched(self, name: str, t: Tensor, width: int, symbols: str) -> tuple[Tensor, bool]:
         """t with B first, and whether it had no B."""
-        if not isinstance(t, Tensor):
-            raise _checks.type_error(_NAME, name, t, "a torch.Tensor")
+        check_floats(_NAME, name, t)
+        check_memory(_NAME, name, t)
+        if not torch.is_autocast_enabled("cpu"):
+            check_like(_NAME, name, t, self.out_proj.weight, "the parameters")
         unbatched = t.ndim == 2
         if unbatched:
             t = t.unsqueeze(0)
@@ -252,6 +279,11 @@ class _Limits(NamedTuple):
     def keeping(self, mask: Tensor) -> _Limits:
         return self._replace(mask=mask if self.mask is None else self.mask & mask)
 
+    def hidden(self, rows: tuple[int, int]) -> Tensor | None:
+        """Bool [B, S], true for a key that no query of any head may attend to."""
+        mask, bias = (None if t is None else t.expand(*rows, *t.shape[2:]).flatten(1, 2) for t in self)
+        return hidden_keys(mask, bias)
+
     def also(self, given: Tensor, dtype: torch.dtype) -> _Limits:
         """With a mask in torch's sense: bool, true where a key is left out, or floats to add."""
         if given.dtype is torch.bool:
@@ -269,8 +301,14 @@ def _rows(t: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     return t.expand(*shape[:2], *t.shape[2:]).flatten(0, 1)
 
 
-def _check_mask(name: str, mask: Tensor) -> None:
-    if not isinstance(mask, Tensor):
-        raise _checks.type_error(_NAME, name, mask, "a torch.Tensor")
+def _valid(lengths: Tensor | Sequence[int], t: Tensor, S: int | None = None) -> Tensor:
+    """Bool [B, S], true for the keys within the lengths; t is [B, S, *] if S is not given."""
+    return valid_keys(_NAME, as_lengths(_NAME, lengths, t.shape[0], t, "query"), t.shape[1] if S is None else S)
+
+
+def _check_mask(name: str, mask: Tensor, query: Tensor) -> None:
+    check_dense(_NAME, name, mask)
+    check_device(_NAME, name, mask, query, "query")
+    check_memory(_NAME, name, mask)
     if mask.dtype is not torch.bool and not mask.dtype.is_floating_point:
         raise _checks.dtype_error(_NAME, name, mask.dtype, "torch.bool or a floating-point dtype")

@@ -1,0 +1,96 @@
+"""Checks of tensor arguments that all torch front ends share: type, layout, dtype, device, memory; and `lengths`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import _checks
+from ._memory import check_storage
+
+WIDE_DTYPES = (torch.float32, torch.float64)
+NARROW_DTYPES = (torch.bfloat16, torch.float16)
+FLOATS = "float32, float64, bfloat16 or float16"
+_INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def check_dense(function: str, name: str, t: object, kind: str = "a torch.Tensor") -> None:
+    """Raises unless t is a tensor whose elements lie in memory with strides."""
+    if not isinstance(t, Tensor):
+        raise _checks.type_error(function, name, t, kind)
+    if t.layout is not torch.strided or t.is_nested:
+        layout = "nested" if t.is_nested else t.layout
+        raise _checks.DeviceError(f"{function}: {name} has layout {layout}, expected a dense tensor (torch.strided)")
+
+
+def check_floats(function: str, name: str, t: object, hint: str = "") -> None:
+    """Raises unless t is a dense tensor of a floating-point dtype that is computed with."""
+    check_dense(function, name, t)
+    if t.dtype not in WIDE_DTYPES and t.dtype not in NARROW_DTYPES:
+        raise _checks.dtype_error(function, name, t.dtype, FLOATS, hint)
+
+
+def check_like(function: str, name: str, t: object, other: Tensor, other_name: str = "x") -> None:
+    """Raises unless t is a dense tensor with the dtype and device of another argument."""
+    check_dense(function, name, t)
+    if t.dtype is not other.dtype:
+        raise _checks.dtype_error(function, name, t.dtype, f"{other.dtype} (the dtype of {other_name})")
+    check_device(function, name, t, other, other_name)
+
+
+def check_integers(function: str, name: str, t: Tensor) -> None:
+    """Raises unless t has an integer dtype, which bool is not."""
+    if t.dtype not in _INTEGERS:
+        raise _checks.dtype_error(function, name, t.dtype, "an integer dtype")
+
+
+def check_device(function: str, name: str, t: Tensor, other: Tensor, other_name: str = "x") -> None:
+    """Raises unless t is on the device of another argument."""
+    if t.device != other.device:
+        raise _checks.device_error(function, name, t.device, f"{other.device} (the device of {other_name})")
+
+
+def check_memory(function: str, name: str, t: Tensor) -> None:
+    """Raises for a tensor that reaches past its storage, which torch's own operations would read all the same.
+
+    Kernels check this where they take addresses; this is for tensors that torch reads first.
+    """
+    plain = type(t) in (Tensor, Parameter) and not t.is_meta
+    if plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        check_storage(function, name, t)
+
+
+def as_lengths(function: str, lengths: Tensor | Sequence[int], B: int | None, like: Tensor, name: str = "x") -> Tensor:
+    """Lengths as an int64 tensor beside `like` (the argument `name`), of shape [B] if B is given; values are not looked at."""
+    if not isinstance(lengths, Tensor):
+        lengths = _tensor_of(function, lengths)
+    check_dense(function, "lengths", lengths)
+    check_integers(function, "lengths", lengths)
+    if B is not None:
+        _checks.check_shape(function, "lengths", lengths.shape, "(B,)", (B,))
+    if lengths.is_meta and not like.is_meta:
+        raise _checks.device_error(function, "lengths", lengths.device, f"{like.device} (the device of {name})")
+    check_memory(function, "lengths", lengths)
+    return lengths.to(like.device, torch.int64)
+
+
+def _tensor_of(function: str, lengths: object) -> Tensor:
+    for read in (torch.as_tensor, lambda array: torch.as_tensor(array.tolist())):  # any strides and byte order
+        try:
+            found = read(lengths)
+        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError):
+            continue
+        return found if found.numel() else found.long()
+    raise _checks.type_error(function, "lengths", lengths, "integers [B]")
+
+
+def check_lengths_within(function: str, lengths: Tensor, T: int) -> None:
+    """Raises if lengths reach outside the sequence, where their values can be seen."""
+    if lengths.numel() and not lengths.is_meta and not torch.compiler.is_compiling():
+        lowest, highest = (int(n) for n in lengths.aminmax())
+        _checks.check_lengths(function, lowest, highest, T)
