@@ -188,3 +188,24 @@ def assert_close(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], to
     errors = {name: worst(got[name], want[name]) for name in got}
     bad = {name: f"{e:.2g}" for name, e in errors.items() if not e <= tolerance}
     assert not bad, f"errors above {tolerance:g}: {bad}"
+
+
+def check_transforms(f, tensors) -> None:
+    """torch.func's grad, grad of grad, jacrev and vmap of a scalar function, against autograd and a loop."""
+    func, every = torch.func, tuple(range(len(tensors)))
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    tensors = [t.detach() for t in tensors]
+
+    def second(*given):
+        return sum(g.square().sum() for g in func.grad(f, every)(*given))
+
+    first = torch.autograd.grad(f(*leaves), leaves, create_graph=True)
+    torch.testing.assert_close(func.grad(f, every)(*tensors), first)
+    torch.testing.assert_close(func.jacrev(f)(*tensors), first[0])
+    want = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    torch.testing.assert_close(func.grad(second, every)(*tensors), want)
+    batch = [torch.stack((t, t / 2)) for t in tensors]
+    rows = [func.grad(f, every)(*row) for row in zip(*batch)]
+    torch.testing.assert_close(func.vmap(func.grad(f, every))(*batch), tuple(torch.stack(g) for g in zip(*rows)))
+    one = func.vmap(f, (0, *(None for _ in tensors[1:])))(batch[0], *tensors[1:])
+    torch.testing.assert_close(one, torch.stack([f(t, *tensors[1:]) for t in batch[0]]))

@@ -230,6 +230,14 @@ def test_derivatives_of_raw_scores():
     assert torch.autograd.gradgradcheck(additive_scores, (query, key, v))
 
 
+@pytest.mark.parametrize("options", ["lengths mask", "scale bias"])
+@pytest.mark.parametrize("score", FUNCTIONS)
+def test_torch_func(score, options):
+    shape = (2, 3, 4, 5, 3)
+    tensors, options = make(score, shape, torch.float64), options_of(options, shape, torch.float64)
+    cases.check_transforms(lambda *t: sum(out.sin().sum() for out in FUNCTIONS[score](*t, **options)), tensors)
+
+
 @pytest.mark.parametrize("score", FUNCTIONS)
 def test_gradients_of_one_output(score):
     """Through the context alone, through the weights alone, of some inputs alone."""

@@ -166,6 +166,17 @@ def test_first_and_second_derivatives(case):
     assert torch.autograd.gradgradcheck(call, tuple(named.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("case", ORDERS[:2], ids=str)
+def test_torch_func(case):
+    case = case._replace(T=2, Tk=2, H=3, M=2, A=2)
+    named, lengths = make(case, torch.float64)
+
+    def call(*tensors):
+        return sum(out.sin().sum() for out in kernel(case, dict(zip(named, tensors)), lengths).values())
+
+    cases.check_transforms(call, tuple(named.values()))
+
+
 @pytest.mark.parametrize("name", ["outputs", "weights", "h", "c"])
 def test_each_result_alone_has_gradients(name):
     case = Case(3, 4, 5, 3, 18, 7, 9, lengths=True)

@@ -2,7 +2,7 @@
 
 1. eager, no gradient: a raw call;
 2. eager with gradient: a classic autograd.Function around the same call;
-3. torch.compile, export and everything else that has to see an operator: fastrnn::attention and its backward.
+3. torch.compile, export, torch.func and everything else that has to see an operator: fastrnn::attention and its backward.
 
 Second derivatives differentiate the oracle, reference.attention().
 
@@ -22,6 +22,7 @@ from . import _checks, _core, ops, reference
 from ._attention_masks import cleared, hidden_keys
 from ._memory import address_of, aligned, check_storage, dense
 from ._tensor_checks import check_lengths_within
+from ._transforms import transformable
 from .threads import current as current_threads
 
 SCORES = tuple(_core.SCORES)
@@ -54,7 +55,7 @@ def attention(
     """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64."""
     tensors = (query, key, value, v, lengths, mask, bias)
     if ops.is_watched() or ops.is_exotic(tensors):
-        return torch.ops.fastrnn.attention(score, *tensors, scale)
+        return _forward_anywhere(score, *tensors, scale)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Eager.apply(score, *tensors, scale)
     return _forward(score, *tensors, scale)
@@ -74,7 +75,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dcontext, dweights):
         raw = not (torch.is_grad_enabled() or ops.is_watched() or ops.is_exotic((dcontext, dweights)))
-        return _differentiate(ctx, dcontext, dweights, _backward if raw else torch.ops.fastrnn.attention_backward)
+        return _differentiate(ctx, dcontext, dweights, _backward if raw else _backward_anywhere)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _differentiate(ctx, dcontext, dweights, backward=None):
         dcontext, dweights = None, torch.zeros_like(weights) if dweights is None else dweights
     wanted = bias is not None and ctx.needs_input_grad[7]
     inputs = (ctx.score, query, key, value, v, lengths, mask, bias, ctx.scale)
-    call = backward or torch.ops.fastrnn.attention_backward
+    call = backward or _backward_anywhere
     dquery, dkey, dvalue, dv, dbias = call(*inputs, weights, dcontext, dweights, wanted)
     present = (value is not None, v is not None, wanted)
     dvalue, dv, dbias = (t if there else None for t, there in zip((dvalue, dv, dbias), present))
@@ -281,3 +282,7 @@ torch.library.register_autograd("fastrnn::attention", _differentiate, setup_cont
 torch.library.register_autograd(
     "fastrnn::attention_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib
 )
+_forward_anywhere = transformable(torch.ops.fastrnn.attention.default, _save_forward, _differentiate)
+_backward_anywhere = transformable(
+    torch.ops.fastrnn.attention_backward.default, _save_backward, _differentiate_twice
+)  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _backends, _checks, _oracle
 from ._cells import CELLS, sizes
 from ._layer_checks import check_layer, check_like
+from ._transforms import one_by_one
 
 _ARGS = (
     "str cell, Tensor x, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? reset_mask, Tensor[] weights, "
@@ -133,14 +134,6 @@ def _fold(t: Tensor | None, dim: int | None, at: int, n: int) -> Tensor | None:
     return t.flatten(at, at + 1)
 
 
-def _one_by_one(function: type[torch.autograd.Function], n: int, in_dims: Sequence, args: Sequence):
-    """The general vmap rule: one call per element."""
-    mapped = [isinstance(a, Tensor) and d is not None for a, d in zip(args, in_dims)]
-    calls = [function.apply(*(a.select(d, i) if m else a for a, d, m in zip(args, in_dims, mapped))) for i in range(n)]
-    outs = tuple(torch.stack(o) for o in zip(*calls))
-    return outs, (0,) * len(outs)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions
 
@@ -177,7 +170,7 @@ class Backward(torch.autograd.Function):
     def vmap(info, in_dims, *args):
         wanted, batch_first = args[0], args[8]
         if any(wanted[3:]) or any(d is not None for d in in_dims[16:]):
-            return _one_by_one(Backward, info.batch_size, in_dims, args)
+            return one_by_one(Backward, info.batch_size, in_dims, args)
         b = 0 if batch_first else 1
         places = {2: b, 3: 1, 4: 1, 5: 0, 6: b, 11: b, 12: 2, 13: b, 14: 1, 15: 1}
         n, B = info.batch_size, _batch_size(args[2], in_dims[2], b)
@@ -263,7 +256,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *args):
         if any(d is not None for d in in_dims[11:]):
-            return _one_by_one(Forward, info.batch_size, in_dims, args)
+            return one_by_one(Forward, info.batch_size, in_dims, args)
         b = 0 if args[8] else 1
         places = {2: b, 3: 1, 4: 1, 5: 0, 6: b}
         n, B = info.batch_size, _batch_size(args[2], in_dims[2], b)

@@ -91,6 +91,7 @@ def _tensor_of(function: str, lengths: object) -> Tensor:
 
 def check_lengths_within(function: str, lengths: Tensor, T: int) -> None:
     """Raises if lengths reach outside the sequence, where their values can be seen."""
-    if lengths.numel() and not lengths.is_meta and not torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if lengths.numel() and not lengths.is_meta and not traced:
         lowest, highest = (int(n) for n in lengths.aminmax())
         _checks.check_lengths(function, lowest, highest, T)

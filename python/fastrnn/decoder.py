@@ -19,6 +19,7 @@ from . import _checks, _core, reference
 from ._decoder_checks import FUNCTION, check_operator, check_tensor, check_user, checked_lengths, sizes_of, split_state
 from ._memory import address_of, dense
 from ._tensor_checks import as_lengths
+from ._transforms import transformable
 from .threads import current as current_threads
 
 __all__ = ["DecoderWeights", "attention_decoder"]
@@ -119,7 +120,7 @@ def attention_decoder(
     training = torch.is_grad_enabled() and (
         transforms or any(t.requires_grad for t in arguments if isinstance(t, Tensor))
     )
-    outputs, shares, h, c, _ = torch.ops.fastrnn.attention_decoder(*arguments, training)
+    outputs, shares, h, c, _ = _forward_anywhere(*arguments, training)
     return outputs, shares, (h, c) if cell == "lstm" else h
 
 
@@ -234,9 +235,7 @@ def _save_forward(ctx, inputs, output):
 def _differentiate(ctx, doutputs, dweights, dh, dc, _):
     *tensors, weights, reserve = ctx.saved_tensors
     dc = dc if ctx.cell == "lstm" else None
-    found = torch.ops.fastrnn.attention_decoder_backward(
-        ctx.cell, ctx.bahdanau, *tensors, weights, reserve, doutputs, dweights, dh, dc
-    )
+    found = _backward_anywhere(ctx.cell, ctx.bahdanau, *tensors, weights, reserve, doutputs, dweights, dh, dc)
     found = [*found[:3], None, *found[3:]]
     return None, None, *(None if t is None else d for t, d in zip(tensors, found)), None
 
@@ -285,3 +284,7 @@ torch.library.register_autograd("fastrnn::attention_decoder", _differentiate, se
 torch.library.register_autograd(
     "fastrnn::attention_decoder_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib
 )
+_forward_anywhere = transformable(torch.ops.fastrnn.attention_decoder.default, _save_forward, _differentiate)
+_backward_anywhere = transformable(
+    torch.ops.fastrnn.attention_decoder_backward.default, _save_backward, _differentiate_twice
+)  # fmt: skip
