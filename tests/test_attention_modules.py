@@ -65,6 +65,31 @@ def gradients(module, result, *more):
     return torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
 
 
+@pytest.mark.parametrize("weight_norm", [False, True])
+@pytest.mark.parametrize("normalizer", NORMALIZERS[:2])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_heads_are_attentions_side_by_side(activation, normalizer, weight_norm):
+    """Each with its part of the projections, of the memory and of v."""
+    heads, size = 2, 6
+    options = {"activation": activation, "normalizer": normalizer, "weight_norm": weight_norm, **DOUBLE}
+    module = nn.AdditiveAttention(Q, size, D, num_heads=heads, temperature=0.7, **options)
+    assert module.v.shape == (heads, D // heads) and "num_heads=2" in repr(module)
+    query, memory, lengths, mask = inputs(size)
+    scope = {"lengths": lengths, "mask": mask, "bias": torch.randn(B, TQ, TK, **DOUBLE)}
+    got = module(query, memory, **scope)
+    projected = (module.query_layer(query), module.memory_layer(memory), memory)
+    found = []
+    for head, (q, k, value) in enumerate(zip(*(t.chunk(heads, -1) for t in projected))):
+        v = module.v[head] if not weight_norm else module.g[head] * module.v[head] / module.v[head].norm()
+        score = additive(q, k, v, getattr(torch, activation))
+        found.append(eager(score, normalizer, lengths, mask, value, scope["bias"], 0.7))
+    want = torch.cat([c for c, _ in found], -1), torch.stack([w for _, w in found], 1)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradients(module, got, query, memory), gradients(module, want, query, memory))
+    step = {"lengths": lengths, "mask": mask[:, 1], "bias": scope["bias"][:, 1]}
+    torch.testing.assert_close(module(query[:, 1], memory, **step), (got[0][:, 1], got[1][:, :, 1]))
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", SCORES)
 def test_equations(name, normalizer):
@@ -340,6 +365,9 @@ BAD = [
     (lambda: nn.LuongAttention(4, 5), ValueError, "LuongAttention: memory_size is 5, expected query_size = 4 for 'dot'"),
     (lambda: nn.LuongAttention(4, score="mlp"), ValueError, "LuongAttention: score is 'mlp', expected one of 'additiv"),
     (lambda: nn.LuongAttention(4, score="additive"), ValueError, "LuongAttention: score is 'additive', expected 'dot'"),
+    (lambda: nn.AdditiveAttention(4, 4, 6, num_heads=4), ValueError, "num_heads is 4, expected a divisor of attention_si"),
+    (lambda: nn.AdditiveAttention(4, 3, 6, num_heads=2), ValueError, "num_heads is 2, expected a divisor of memory_size"),
+    (lambda: nn.AdditiveAttention(4, 3, 6, num_heads=0), ValueError, "num_heads is 0, expected an int of at least 1"),
     (lambda: nn.LuongAttention(4, attention_size=4), ValueError, "attention_size is 4, expected None with the score 'd"),
     (lambda: nn.LuongAttention(4, scale="sqrt"), ValueError, "scale is 'sqrt', expected a finite number or 'learned'"),
     (lambda: nn.LuongAttention(4, score="concat", scale=2), ValueError, "scale is 2 with the score 'concat', which has"),

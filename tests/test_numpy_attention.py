@@ -72,13 +72,18 @@ def test_strided_and_expanded_arguments():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"weight_norm": True, "temperature": 0.5}], ids=str)
+HEADS = {"num_heads": 2, "weight_norm": True}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"weight_norm": True, "temperature": 0.5}, {"num_heads": 2}, HEADS], ids=str
+)
 def test_the_layer_is_the_modules(options):
     torch = pytest.importorskip("torch")
     from fastrnn import nn
 
-    module = nn.AdditiveAttention(4, 5, 6, **options)
-    query, memory = torch.randn(2, 3, 4), torch.randn(2, 7, 5)
+    module = nn.AdditiveAttention(4, 8, 6, **options)
+    query, memory = torch.randn(2, 3, 4), torch.randn(2, 7, 8)
     layer = AdditiveAttention.from_state_dict(
         {f"decoder.attention.{k}": w for k, w in module.state_dict().items()},
         prefix="decoder.attention.",
@@ -92,7 +97,7 @@ def test_the_layer_is_the_modules(options):
     keys = layer.precompute(memory.numpy())
     step = layer(query[:, 1].numpy(), memory.numpy(), lengths=[7, 2], keys=keys)
     for a, b in zip(step, got):
-        np.testing.assert_allclose(a, b[:, 1], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b[..., 1, :], rtol=1e-5, atol=1e-6)
 
 
 Q, K, V, W = arrays("float32")
@@ -115,6 +120,11 @@ BAD = [
     (lambda: AdditiveAttention({"v": W}), KeyError, "AdditiveAttention: state_dict lacks .*query_layer.weight"),
     (lambda: AdditiveAttention(STATE | {"w": W}), KeyError, "has unexpected"),
     (lambda: AdditiveAttention(STATE | {"v": W}), ShapeError, r"query_layer.weight has shape \(4, 9\), expected"),
+    (
+        lambda: AdditiveAttention(STATE | {"v": STATE["v"].reshape(2, -1)[:, None]}),
+        ShapeError,
+        "v has shape .*expected .*num_heads, D",
+    ),
     (lambda: AdditiveAttention(STATE, temperature=0), ValueError, "AdditiveAttention: temperature is 0, expected"),
     (lambda: LAYER(Q[..., :2], V), ShapeError, r"AdditiveAttention: query has shape \(3, 4, 2\), expected"),
     (lambda: LAYER(Q, Q.astype("f8")), DTypeError, "AdditiveAttention: memory has dtype float64, expected float32"),

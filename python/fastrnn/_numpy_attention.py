@@ -129,8 +129,8 @@ class AdditiveAttention:
     """fastrnn.nn.AdditiveAttention (tanh, softmax) on NumPy arrays: projections of queries and memory, then attention.
 
     Args:
-        weights: a state_dict with query_layer.weight, memory_layer.weight, v and, if there are, memory_layer.bias and g;
-            copied.
+        weights: a state_dict with query_layer.weight, memory_layer.weight, v ([num_heads, D/num_heads] with several heads)
+            and, if there are, memory_layer.bias and g; copied.
         prefix: of the names in the state_dict; other names are ignored only when one is given.
         temperature: scores are divided by it.
 
@@ -154,8 +154,9 @@ class AdditiveAttention:
             check_floats(f, prefix + n, w)
             if w.dtype != named["v"].dtype:
                 raise dtype_error(f, prefix + n, w.dtype, f"{named['v'].dtype} (the dtype of v)")
-        check_rank(f, "v", named["v"].shape, "(D)")
-        D = len(named["v"])
+        if named["v"].ndim != 2:
+            check_rank(f, "v", named["v"].shape, "(D)", " or (num_heads, D)")
+        D = named["v"].size
         for n in wanted[:2]:
             check_rank(f, n, named[n].shape, "(D, size)")
             check_shape(f, n, named[n].shape, "(D, size)", (D, named[n].shape[1]))
@@ -164,7 +165,14 @@ class AdditiveAttention:
         self._query, self._memory, v = (own[n] for n in wanted)
         self._bias = own.get("memory_layer.bias", np.zeros(D, self.dtype))
         check_shape(f, "memory_layer.bias", self._bias.shape, "(D,)", (D,))
-        self._v = own["g"] * v / np.linalg.norm(v) if "g" in own else v
+        self._v = v.reshape(-1, v.shape[-1])  # [num_heads, D/num_heads]
+        if "g" in own:
+            check_shape(f, "g", own["g"].shape, "one for each head", v.shape[:-1])
+            self._v = own["g"].reshape(-1, 1) * self._v / np.linalg.norm(self._v, axis=1, keepdims=True)
+        self.num_heads, self._joined = len(self._v), v.ndim == 1
+        if self._memory.shape[1] % self.num_heads:
+            size = self._memory.shape[1]
+            raise ValueError(f"{f}: v has {self.num_heads} heads, expected a divisor of memory_size = {size}")
         check_scale(f, temperature)
         if not temperature > 0:
             raise ValueError(f"{f}: temperature is {temperature!r}, expected a finite number above 0")
@@ -198,7 +206,8 @@ class AdditiveAttention:
             keys: precompute(memory), computed here when absent.
 
         Returns:
-            context [B, Tq, memory_size] and weights [B, Tq, Tk]; without Tq for one step.
+            context [B, Tq, memory_size] and weights [B, Tq, Tk] ([B, num_heads, Tq, Tk] with several heads); without Tq
+            for one step.
 
         Raises:
             ShapeError, DTypeError: naming argument, what it is and what is expected.
@@ -206,10 +215,13 @@ class AdditiveAttention:
         one = isinstance(query, np.ndarray) and query.ndim == 2
         projected = self._projected("query", query[:, None] if one else query, self._query)
         keys = self.precompute(memory) if keys is None else keys
-        context, weights = additive_attention(
-            projected, keys, memory, self._v, scale=1 / self.temperature, lengths=lengths, mask=mask, bias=bias
-        )
-        return (context[:, 0], weights[:, 0]) if one else (context, weights)
+        check_shape("AdditiveAttention", "keys", np.shape(keys), "(B, Tk, D)", (*memory.shape[:2], self._v.size))
+        options = {"scale": 1 / self.temperature, "lengths": lengths, "mask": mask, "bias": bias}
+        parts = zip(*(np.split(a, self.num_heads, -1) for a in (projected, keys, memory)))
+        found = [additive_attention(*own, v, **options) for own, v in zip(parts, self._v)]
+        context = np.concatenate([c for c, _ in found], -1)
+        weights = found[0][1] if self._joined else np.stack([w for _, w in found], 1)
+        return (context[:, 0], weights[..., 0, :]) if one else (context, weights)
 
     def _projected(self, name: str, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         f = "AdditiveAttention"

@@ -20,6 +20,9 @@ class AdditiveAttention(Attention):
         device, dtype: as in torch.nn.
         activation: "tanh", or "relu", which is not fused: it stores [B, Tq, Tk, D].
         weight_norm: True for g v / |v| in place of v, with a learned scalar g (Salimans & Kingma 2016).
+        num_heads: the space and the memory are cut into that many parts of equal width, each attends with a v of its own
+            (v is [num_heads, D/num_heads] then, g [num_heads]), and the contexts are joined; weights are
+            [B, num_heads, Tq, Tk].
         normalizer: a name in fastrnn.normalizers.NORMALIZERS, or a function with their arguments.
         temperature: scores are divided by it.
         dropout: probability of dropping a weight in training; the others are divided by 1 - dropout.
@@ -39,14 +42,20 @@ class AdditiveAttention(Attention):
         *,
         activation: str = "tanh",
         weight_norm: bool = False,
+        num_heads: int = 1,
         normalizer: str | Callable[..., Tensor] = "softmax",
         temperature: float = 1.0,
         dropout: float = 0.0,
     ) -> None:
-        check_positive("AdditiveAttention", "attention_size", attention_size)
+        for name, size in (("attention_size", attention_size), ("memory_size", memory_size), ("num_heads", num_heads)):
+            check_positive("AdditiveAttention", name, size)
+        for name, size in (("attention_size", attention_size), ("memory_size", memory_size)):
+            if size % num_heads:
+                raise ValueError(f"AdditiveAttention: num_heads is {num_heads}, expected a divisor of {name} = {size}")
         super().__init__(
             query_size, memory_size, attention_size, "additive", normalizer, temperature, dropout, device, dtype,
-            {"bias": bias, "activation": activation, "weight_norm": weight_norm},
+            {"bias": bias, "activation": activation, "weight_norm": weight_norm, "num_heads": num_heads},
+            num_heads=num_heads,
         )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ class Attention(Module):
             hidden = self._hidden(scope, Tk)
             keys, memory = cleared(keys, hidden), cleared(memory, hidden)
         context, weights = self._attend(query, keys, memory, scope, **call)
-        return (context.squeeze(1), weights.squeeze(1)) if one else (context, weights)
+        return (context.squeeze(1), weights.squeeze(-2)) if one else (context, weights)
 
     def _checked_scope(self, scope: Scope, shape: tuple[int, int, int], memory: Tensor) -> Scope:
         """Lengths as a tensor, mask and bias [B, Tq, Tk]."""
@@ -217,9 +217,20 @@ class Attention(Module):
 
     def _combine(self, q: Tensor, k: Tensor, value: Tensor, scope: Scope, *state: Any) -> tuple[Tensor, Tensor]:
         """From projected queries and keys to context and weights; `state` goes to _weights()."""
+        heads = self._score.num_heads
+        if heads == 1:
+            return self._combine_head(0, q, k, value, scope, *state)
+        parts = zip(*(t.chunk(heads, -1) for t in (q, k, value)))
+        found = [self._combine_head(head, *own, scope, *state) for head, own in enumerate(parts)]
+        contexts, weights = zip(*found)
+        return torch.cat(contexts, -1), torch.stack(weights, 1)
+
+    def _combine_head(
+        self, head: int, q: Tensor, k: Tensor, value: Tensor, scope: Scope, *state: Any
+    ) -> tuple[Tensor, Tensor]:
         if self._fused():
-            return self._score.attend(self, q, k, value, scope)
-        weights = self._weights(self._score.scores(self, q, k), scope, *state)
+            return self._score.attend(self, q, k, value, scope, head)
+        weights = self._weights(self._score.scores(self, q, k, head), scope, *state)
         if scope.factor is not None:
             weights = weights * scope.factor
         weights = dropout(weights, self.dropout, self.training and self.dropout > 0)
@@ -236,6 +247,8 @@ class Attention(Module):
         """The sizes, and the options that are not the default."""
         sizes = [str(getattr(self, n)) for n in ("query_size", "memory_size", "attention_size") if hasattr(self, n)]
         options = [f"score={self.score!r}"] if self.score != "additive" else []
+        if self._score.num_heads > 1:
+            options.append(f"num_heads={self._score.num_heads}")
         if self.normalizer != "softmax":
             options.append(f"normalizer={self.normalizer!r}")
         if self.temperature != 1:

@@ -38,8 +38,10 @@ class Additive:
 
     projects = True  # keys are computed from the memory, so that its padding could reach a gradient
 
-    def __init__(self, bias: bool = True, activation: str = "tanh", weight_norm: bool = False) -> None:
-        self.bias, self.activation, self.weight_norm = bias, activation, weight_norm
+    def __init__(
+        self, bias: bool = True, activation: str = "tanh", weight_norm: bool = False, num_heads: int = 1
+    ) -> None:
+        self.bias, self.activation, self.weight_norm, self.num_heads = bias, activation, weight_norm, num_heads
         self.fused = activation == "tanh"
 
     def make(self, m: Module, device: Any, dtype: Any) -> None:
@@ -47,15 +49,16 @@ class Additive:
         D = m.attention_size
         m.query_layer = Linear(m.query_size, D, bias=False, device=device, dtype=dtype)
         m.memory_layer = Linear(m.memory_size, D, bias=self.bias, device=device, dtype=dtype)
-        m.v = Parameter(torch.empty(D, device=device, dtype=dtype))
+        heads = () if self.num_heads == 1 else (self.num_heads,)
+        m.v = Parameter(torch.empty(*heads, D // self.num_heads, device=device, dtype=dtype))
         if self.weight_norm:
-            m.g = Parameter(torch.empty((), device=device, dtype=dtype))
+            m.g = Parameter(torch.empty(heads, device=device, dtype=dtype))
 
     def reset(self, m: Module) -> None:
-        """v uniform in +-1/sqrt(D), and g = 1/sqrt(D)."""
+        """v uniform in +-1/sqrt(D), and g = 1/sqrt(D), where D is the width of a head."""
         m.query_layer.reset_parameters()
         m.memory_layer.reset_parameters()
-        bound = 1 / math.sqrt(m.attention_size)
+        bound = 1 / math.sqrt(m.v.shape[-1])
         torch.nn.init.uniform_(m.v, -bound, bound)
         if self.weight_norm:
             torch.nn.init.constant_(m.g, bound)
@@ -69,23 +72,28 @@ class Additive:
     def key_size(self, m: Module) -> int:
         return m.attention_size
 
-    def _v(self, m: Module) -> Tensor:
-        return m.g * m.v / m.v.norm() if self.weight_norm else m.v
+    def _v(self, m: Module, head: int) -> Tensor:
+        v = m.v if self.num_heads == 1 else m.v[head]
+        if not self.weight_norm:
+            return v
+        return (m.g if self.num_heads == 1 else m.g[head]) * v / v.norm()
 
-    def scores(self, m: Module, q: Tensor, k: Tensor) -> Tensor:
+    def scores(self, m: Module, q: Tensor, k: Tensor, head: int = 0) -> Tensor:
         if self.activation == "tanh":
-            return additive_scores(q, k, self._v(m))
-        return (q.unsqueeze(2) + k.unsqueeze(1)).relu() @ self._v(m)
+            return additive_scores(q, k, self._v(m, head))
+        return (q.unsqueeze(2) + k.unsqueeze(1)).relu() @ self._v(m, head)
 
-    def attend(self, m: Module, q: Tensor, k: Tensor, value: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, m: Module, q: Tensor, k: Tensor, value: Tensor, scope: Scope, head: int = 0
+    ) -> tuple[Tensor, Tensor]:
         options = {"lengths": scope.lengths, "mask": scope.mask, "bias": scope.bias, "scale": 1 / m.temperature}
-        return additive_attention(q, k, value, self._v(m), **options)
+        return additive_attention(q, k, value, self._v(m, head), **options)
 
 
 class Dot:
     """scale (query . memory), and what derives from it."""
 
-    fused, projects = True, False
+    fused, projects, num_heads = True, False, 1
 
     def __init__(self, scale: float | str = 1.0) -> None:
         self.scale = scale
@@ -111,10 +119,12 @@ class Dot:
     def _factor(self) -> float:
         return 1.0 if self.scale == "learned" else self.scale
 
-    def scores(self, m: Module, q: Tensor, k: Tensor) -> Tensor:
+    def scores(self, m: Module, q: Tensor, k: Tensor, head: int = 0) -> Tensor:
         return dot_scores(q, k, self._factor())
 
-    def attend(self, m: Module, q: Tensor, k: Tensor, value: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, m: Module, q: Tensor, k: Tensor, value: Tensor, scope: Scope, head: int = 0
+    ) -> tuple[Tensor, Tensor]:
         options = {"lengths": scope.lengths, "mask": scope.mask, "bias": scope.bias}
         return dot_attention(q, k, value, scale=self._factor() / m.temperature, **options)
 
@@ -158,7 +168,7 @@ def make_score(function: str, name: str, scale: float | str = 1.0, **additive: A
         function: name for the errors.
         name: one of SCORES.
         scale: of dot, general and cosine: a number, or "learned".
-        additive: bias, activation and weight_norm of the additive score.
+        additive: bias, activation, weight_norm and num_heads of the additive score.
     """
     if name not in SCORES:
         raise ValueError(f"{function}: score is {name!r}, expected one of {', '.join(map(repr, SCORES))}")
