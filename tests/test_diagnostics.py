@@ -105,6 +105,15 @@ def test_initialisers():
     for call in (init.identity_, init.forget_bias_):
         with pytest.raises(TypeError, match=rf"{call.__name__}: GRU has no layer"):
             call(gru)
+    for steps in ("9", float("nan"), True):
+        with pytest.raises(ValueError, match="chrono_: max_steps is .*, expected at least 3"):
+            init.chrono_(nn.LSTM(3, 4), steps)
+    with pytest.raises(TypeError, match="orthogonal_: module is a NoneType, expected a torch.nn.Module"):
+        init.orthogonal_(None)
+    with pytest.raises(TypeError, match="gradient_flow: loss is a int, expected a function of y"):
+        diagnostics.gradient_flow(nn.LSTM(3, 4), torch.ones(2, 1, 3), loss=3)
+    with pytest.raises(TypeError, match="plot_gradient_flow: flows is a NoneType, expected a GradientFlow"):
+        diagnostics.plot_gradient_flow(None)
     with pytest.raises(ValueError, match="chrono_: max_steps is 2, expected at least 3"):
         init.chrono_(lstm, 2)
     with pytest.raises(TypeError, match="orthogonal_: Linear has no layer"):

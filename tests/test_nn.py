@@ -635,5 +635,8 @@ def test_a_stepper_reads_any_tensor(exchange, monkeypatch):
     for bad, kind in ((x[0].double(), fastrnn.DTypeError), (x[0, :1], fastrnn.ShapeError), (x, fastrnn.ShapeError)):
         with pytest.raises(kind, match="stepper: x has"):
             step(bad)
-    with pytest.raises(fastrnn.DeviceError, match="stepper: .*meta"):
-        step(torch.empty(2, I, device="meta"))
+    freed = x[0].clone()
+    freed.untyped_storage().resize_(0)
+    for bad in (torch.empty(2, I, device="meta"), x[0].to_sparse(), x[0].to_mkldnn(), freed):
+        with pytest.raises(fastrnn.DeviceError, match="stepper: x (is on meta|has layout|has a storage of 0 bytes)"):
+            step(bad)

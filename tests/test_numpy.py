@@ -349,6 +349,7 @@ BAD_OPTIONS = {
     "lengths_negative": ({"lengths": [4, -1]}, ShapeError, "lengths has -1"),
     "lengths_count": ({"lengths": [4]}, ShapeError, "lengths has shape"),
     "lengths_float": ({"lengths": [4.0, 2.0]}, DTypeError, "lengths has dtype float64"),
+    "lengths_ragged": ({"lengths": [[1], [1, 2]]}, DTypeError, r"lengths is a list, expected integers \[B\]"),
     "lengths_text": ({"lengths": "ab"}, DTypeError, "lengths has dtype"),
     "mask_shape": ({"reset_mask": np.zeros((2, 4), bool)}, ShapeError, "reset_mask has shape"),
     "mask_dtype": ({"reset_mask": np.zeros((4, 2), "f")}, DTypeError, "reset_mask has dtype float32"),
@@ -390,12 +391,15 @@ BAD_WEIGHTS = {
     "ints": (changed(weight_hh_l0=np.ones((15, 5), int)), DTypeError, "weight_hh_l0 has dtype int64"),
     "big_endian": (changed(weight_hh_l0=np.ones((15, 5), ">f4")), DTypeError, "foreign byte order"),
     "list": (changed(weight_hh_l0=[[1.0]]), DTypeError, "weight_hh_l0 is a list"),
+    "keys": ({1: np.ones((15, 3), "f")}, DTypeError, "a name in weights is a int, expected a str"),
     "empty": ({"weight_ih_l0": np.ones((0, 3), "f"), "weight_hh_l0": np.ones((0, 0), "f")}, ShapeError, "H = 0"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
 def test_bad_weights(name):
+    with pytest.raises(DTypeError, match="gru: weights is a NoneType, expected a state_dict, or a list"):
+        fnp.GRU(None)
     named, error, text = BAD_WEIGHTS[name]
     with pytest.raises(error, match=text):
         fnp.GRU.from_state_dict(named)

@@ -74,5 +74,11 @@ def test_bad_input_is_named(call, message):
 def test_bad_centers_are_named():
     with pytest.raises(DTypeError, match="local_window: center is a list, expected a torch.Tensor"):
         scopes.local_window([1.0], 4, 1)
+    with pytest.raises(
+        DTypeError, match="local_window: center has dtype torch.bool, expected an integer or a floating"
+    ):
+        scopes.local_window(torch.ones(2, dtype=torch.bool), 4, 1)
+    with pytest.raises(ValueError, match="local_window: Tk is None, expected an int of at least 0"):
+        scopes.local_window(torch.ones(2), None, 1)
     with pytest.raises(DTypeError, match="local_gaussian: center has dtype torch.int64"):
         scopes.local_gaussian(torch.arange(3), 4, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import subprocess
 import sys
@@ -108,6 +110,13 @@ def test_bad_settings():
         step.reset(np.ones(3, bool))
     with pytest.raises(ShapeError, match="B = 0"):
         build("lstm").stepper(0)
+    with pytest.raises(ShapeError, match=r"batch_size is 1180591620717411303424, expected less than 2\^31"):
+        build("lstm").stepper(2**70)
+    with pytest.raises(DTypeError, match="x is a MaskedArray, expected a numpy.ndarray"):
+        step(np.ma.masked_array(np.zeros((2, step._shape[1]), "f")))
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):  # the state would be shared, or lost
+        with pytest.raises(TypeError, match="stepper: cannot be copied or pickled, expected a new one"):
+            copied(step)
     with pytest.raises(DTypeError, match="batch_size is a float"):
         build("lstm").stepper(1.0)
 

@@ -157,6 +157,8 @@ def test_errors():
     kernel, recurrent, bias = random(I, 4 * H), random(H, 4 * H), random(4 * H)
     with pytest.raises(ValueError, match="from_keras: cell is 'lstn', expected one of lstm, gru, rnn"):
         weights.from_keras([kernel, recurrent], "lstn")
+    with pytest.raises(TypeError, match="from_keras: weights is a NoneType, expected a list"):
+        weights.from_keras(None, "lstm")
     with pytest.raises(ShapeError, match="from_keras: weights has 1 entries, expected 2 or 3"):
         weights.from_keras([kernel], "lstm")
     with pytest.raises(

@@ -58,6 +58,8 @@ def set_isa(name: str = "") -> None:
     Raises:
         ValueError: this CPU cannot run it.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"set_isa: name is {name!r}, expected one of {', '.join(__getattr__('isas')())}")
     importlib.import_module("fastrnn._core").set_isa(name)
 
 

@@ -58,7 +58,10 @@ def as_lengths(function: str, lengths: Any, T: int, B: int) -> np.ndarray | None
     """Checked lengths as the kernels read them."""
     if lengths is None:
         return None
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except (OverflowError, TypeError, ValueError):
+        raise type_error(function, "lengths", lengths, "integers [B]") from None
     if array.dtype.kind not in "iu" and array.size:
         raise dtype_error(function, "lengths", array.dtype, "integers")
     check_shape(function, "lengths", array.shape, "(B,)", (B,))
@@ -86,7 +89,13 @@ class Recurrent:
         for name, p in zip(("zoneout", "zoneout of c"), pair):
             check_probability(self._function, name, p)
         self.zoneout = (float(pair[0]), float(pair[1]) if len(self._state_names()) == 2 else 0.0)
+        if not isinstance(weights, (Mapping, list, tuple)):
+            raise type_error(self._function, "weights", weights, "a state_dict, or a list in torch's order")
         named = self._named(weights) if not isinstance(weights, Mapping) else weights
+        if not all(isinstance(name, str) for name in named):
+            raise type_error(
+                self._function, "a name in weights", next(n for n in named if not isinstance(n, str)), "a str"
+            )
         taken = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
         self._load(self._translated(taken), prefix)
 

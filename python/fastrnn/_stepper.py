@@ -14,17 +14,20 @@ import numpy as np
 from . import _core
 from ._checks import (
     STATE_NAMES,
-    DeviceError,
     DTypeError,
     ShapeError,
     check_shape,
     check_size,
     check_weights,
+    device_error,
     dtype_error,
     type_error,
 )
 
 _NUMPY_DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
+
+
+_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 def _dtype_name(array: Any) -> str:
@@ -35,7 +38,11 @@ class _NumPy:
     """Arrays as the stepper needs them; _Torch is the same for tensors."""
 
     kind = np.ndarray
-    kind_name = "a numpy.ndarray"
+
+    @staticmethod
+    def check(name: str, array: Any) -> None:
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise type_error("stepper", name, array, "a numpy.ndarray")
 
     @staticmethod
     def to_numpy(array: Any, dtype: type) -> np.ndarray:
@@ -51,18 +58,22 @@ class _NumPy:
 
 
 class _Torch:
-    kind_name = "a torch.Tensor"
-
     def __init__(self) -> None:
         import torch
 
-        self.torch, self.kind = torch, torch.Tensor
+        from . import _tensor_checks
+
+        self.torch, self.kind, self.checks = torch, torch.Tensor, _tensor_checks
         # Reads a tensor's address, shape and dtype in one C call instead of seven Python ones.
         self.exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
-    def to_numpy(self, array: Any, dtype: type) -> np.ndarray:
+    def check(self, name: str, array: Any) -> None:
+        self.checks.check_dense("stepper", name, array)
         if not array.is_cpu:
-            raise DeviceError(f"stepper: a tensor is on {array.device}, expected cpu")
+            raise device_error("stepper", name, array.device, "cpu")
+        self.checks.check_memory("stepper", name, array)
+
+    def to_numpy(self, array: Any, dtype: type) -> np.ndarray:
         wide = array.detach().to(getattr(self.torch, np.dtype(dtype).name))
         return np.require(wide.resolve_neg().numpy(), None, "CA")
 
@@ -113,6 +124,8 @@ class Stepper:
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise DTypeError(f"stepper: batch_size is a {type(batch_size).__name__}, expected an int")
         check_size("stepper", "batch_size", "B", batch_size)
+        if batch_size >= 1 << 31:
+            raise ShapeError(f"stepper: batch_size is {batch_size}, expected less than 2^31")
         self._arrays = _NumPy() if framework == "numpy" else _Torch()
         self._kind, self._cell, self.batch_size = self._arrays.kind, cell, int(batch_size)
         self._names = STATE_NAMES[: _core.CELLS[cell]["states"]]
@@ -139,11 +152,17 @@ class Stepper:
         self._native = wide.name == self._dtype
         self._torch_dtype = self._y.dtype if framework == "torch" else None
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Copies and pickles would share the memory of the state or lack it."""
+        raise TypeError(
+            "stepper: cannot be copied or pickled, expected a new one from the module's stepper(), and its `state` assigned"
+        )
+
     def _checked_layer(self, k: int, layer: tuple) -> list[np.ndarray | None]:
         w_ih, w_hh, b_ih, b_hh, w_hr = layer
-        for name, w in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"), layer):
-            if w is not None and not isinstance(w, self._kind):
-                raise type_error("stepper", f"{name}_l{k}", w, self._arrays.kind_name)
+        for name, w in zip(_PARTS, layer):
+            if w is not None:
+                self._arrays.check(f"{name}_l{k}", w)
             if w is not None and _dtype_name(w) != self._dtype:
                 raise dtype_error(
                     "stepper", f"{name}_l{k}", _dtype_name(w), f"{self._dtype} (the dtype of weight_ih_l0)"
@@ -192,6 +211,7 @@ class Stepper:
             and x.shape == self._shape
             and x.dtype is self._torch_dtype
             and self._native
+            and x.layout is self._arrays.torch.strided
             and x.is_contiguous()
             and x.is_cpu
             and not x.is_neg()
@@ -203,8 +223,7 @@ class Stepper:
 
     def _step_any(self, x: Any) -> Any:
         """Whatever is not the plain case: unbatched, strided, of a narrow dtype, or wrong."""
-        if not isinstance(x, self._kind):
-            raise type_error("stepper", "x", x, self._arrays.kind_name)
+        self._arrays.check("x", x)
         if _dtype_name(x) != self._dtype or getattr(getattr(x, "dtype", None), "isnative", True) is False:
             raise dtype_error("stepper", "x", x.dtype, f"{self._dtype} (the dtype of the weights)")
         unbatched = len(x.shape) == 1 and self.batch_size == 1
@@ -235,8 +254,7 @@ class Stepper:
         self._uniform()
         arrays = []
         for name, v in zip(self._names, values):
-            if not isinstance(v, self._kind):
-                raise type_error("stepper", name, v, self._arrays.kind_name)
+            self._arrays.check(name, v)
             if _dtype_name(v) != self._dtype or getattr(v.dtype, "isnative", True) is False:
                 raise dtype_error("stepper", name, v.dtype, f"{self._dtype} (the dtype of the weights)")
             expected = (len(self._sizes), self.batch_size, self._widths(name)[0])

@@ -55,6 +55,8 @@ def gradient_flow(
     module = convert(module, inplace=False) if isinstance(module, Module) else module
     if not isinstance(module, (LSTM, GRU, RNN)):
         raise TypeError(f"gradient_flow: module is a {type(module).__name__}, expected an LSTM, GRU or RNN")
+    if loss is not None and not callable(loss):
+        raise type_error("gradient_flow", "loss", loss, "a function of y")
     if clip is not None and not clip > 0:
         raise ValueError(f"gradient_flow: clip is {clip}, expected a positive norm")
     check_input("gradient_flow", x, "(B, T, I)" if module.batch_first else "(T, B, I)")
@@ -119,6 +121,8 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], path: A
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(flows, (GradientFlow, Mapping)):
+        raise type_error("plot_gradient_flow", "flows", flows, "a GradientFlow, or a dict of them")
     named = {"": flows} if isinstance(flows, GradientFlow) else dict(flows)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

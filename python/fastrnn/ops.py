@@ -216,7 +216,7 @@ def rnn_layer(
             function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
         )
         if watched or is_exotic((x, h0, c0, lengths, reset_mask, *weights)):
-            _refuse(function, special, "for tensor subclasses")
+            _refuse(function, special, "for tensor subclasses and the meta device")
             _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)

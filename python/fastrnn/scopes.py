@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._tensor_checks import check_dense, check_memory
 
 __all__ = ["causal", "local_gaussian", "local_window", "sliding_window"]
 
@@ -112,6 +113,8 @@ def local_gaussian(center: Tensor, Tk: int, window: int) -> Tensor:
 
 
 def _checked_window(function: str, window: object, Tk: int, least: int) -> int:
+    if isinstance(Tk, bool) or not isinstance(Tk, int) or Tk < 0:
+        raise ValueError(f"{function}: Tk is {Tk!r}, expected an int of at least 0")
     if isinstance(window, bool) or not isinstance(window, int) or window < least:
         raise ValueError(f"{function}: window is {window!r}, expected an int of at least {least}")
     if window > Tk:
@@ -130,7 +133,9 @@ def _distance(function: str, Tq: int, Tk: int, bottom_right: bool, device: Any) 
 
 def _from_center(function: str, center: Tensor, Tk: int) -> Tensor:
     """k - center; a position in a narrow type is taken as float32, in which keys can still be told apart."""
-    if not isinstance(center, Tensor):
-        raise _checks.type_error(function, "center", center, "a torch.Tensor")
+    check_dense(function, "center", center)
+    if center.dtype is torch.bool or center.is_complex() or center.is_quantized:
+        raise _checks.dtype_error(function, "center", center.dtype, "an integer or a floating-point dtype")
+    check_memory(function, "center", center)
     center = center.float() if center.dtype in (torch.bfloat16, torch.float16) else center
     return torch.arange(Tk, device=center.device, dtype=center.dtype) - center.unsqueeze(-1)

@@ -46,6 +46,8 @@ def from_keras(
         ShapeError, TypeError, ValueError: a weight that does not fit, or an unknown cell.
     """
     f, order = "from_keras", _order("from_keras", cell, _KERAS)
+    if not isinstance(weights, (list, tuple)):
+        raise type_error(f, "weights", weights, "a list, from layer.get_weights()")
     if not 2 <= len(weights) <= 3:
         check_count(f, "weights", len(weights), "2 or 3: kernel, recurrent_kernel, bias")
     kernel, recurrent, *biases = _arrays(f, ("kernel", "recurrent_kernel", "bias"), weights)

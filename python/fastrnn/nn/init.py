@@ -6,12 +6,16 @@ them and returns its argument.
 
 from __future__ import annotations
 
+import math
+import numbers
 import re
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from .. import _checks
 
 __all__ = ["chrono_", "forget_bias_", "identity_", "orthogonal_"]
 
@@ -27,6 +31,8 @@ def _layers(module: Module) -> Iterator[tuple[Module, str, int]]:
 
 
 def _each(function: str, module: Module, change: Callable[[Module, str, int], bool]) -> Module:
+    if not isinstance(module, Module):
+        raise _checks.type_error(function, "module", module, "a torch.nn.Module")
     found = 0
     with torch.no_grad():
         for m, end, gates in _layers(module):
@@ -134,8 +140,8 @@ def chrono_(module: Module, max_steps: int) -> Module:
     Example:
         >>> lstm = chrono_(torch.nn.LSTM(3, 4), max_steps=100)
     """
-    if max_steps < 3:
-        raise ValueError(f"chrono_: max_steps is {max_steps}, expected at least 3")
+    if isinstance(max_steps, bool) or not isinstance(max_steps, numbers.Real) or not 3 <= max_steps < math.inf:
+        raise ValueError(f"chrono_: max_steps is {max_steps!r}, expected at least 3")
 
     def change(m: Module, end: str, gates: int) -> bool:
         biases = _gate_biases(m, end, gates)
