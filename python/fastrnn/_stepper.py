@@ -215,9 +215,10 @@ class Stepper:
             and x.is_contiguous()
             and x.is_cpu
             and not x.is_neg()
-            and not x.data_ptr() % x.element_size()
+            and (address := x.data_ptr())  # 0 where the storage was freed
+            and not address % x.element_size()
         ):
-            self._core_step(x.data_ptr(), self._y_address)
+            self._core_step(address, self._y_address)
             return self._y
         return self._step_any(x)
 
