@@ -212,6 +212,7 @@ def test_wrong_result_is_an_error_and_not_a_time(capsys, monkeypatch):
     [
         (["--cells", "lstm,mamba"], "got mamba, expected some of lstm,gru,rnn"),
         (["--hidden", "64,0"], "got 64,0, expected positive integers"),
+        (["--batch", "1,x"], "got 1,x, expected positive integers"),
         (["--steps", "0"], "--steps: got 0, expected at least 1"),
         (["--threads", "4096"], "--threads: got 4096, expected at most"),
     ],

@@ -366,3 +366,14 @@ def test_cuda_option_is_checked(tmp_path):
     result = configure(tmp_path / "b", "-DFASTRNN_CUDA=maybe")
     assert result.returncode != 0
     assert "FASTRNN_CUDA is 'maybe', expected AUTO, ON or OFF" in " ".join(result.stderr.split())
+
+
+def test_no_command_lists_the_commands(capsys):
+    assert importlib.import_module("fastrnn.__main__").main([]) == 2
+    assert re.search("info .*\n.*bench .*\n.*demo ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_set_isa_takes_a_name(name):
+    with pytest.raises(ValueError, match=f"set_isa: name is {name}, expected one of .*scalar"):
+        fastrnn.set_isa(name)

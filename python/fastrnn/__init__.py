@@ -53,10 +53,17 @@ __all__ = [
 
 
 def set_isa(name: str = "") -> None:
-    """Forces the instruction set of every later call: "avx512", "avx2", "scalar", or "" for the best.
+    """Forces the instruction set of every later call.
+
+    Args:
+        name: one of isas(), "avx512", "avx2" or "scalar"; "" for the best.
 
     Raises:
-        ValueError: this CPU cannot run it.
+        ValueError: this CPU cannot run it, or it is no such name.
+
+    Example:
+        >>> set_isa("scalar")
+        >>> set_isa()
     """
     if not isinstance(name, str):
         raise ValueError(f"set_isa: name is {name!r}, expected one of {', '.join(__getattr__('isas')())}")

@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="info, bench or demo")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
     given = parser.parse_args(argv)
     if given.command == "info":
         if given.arguments:

@@ -75,6 +75,8 @@ def lstm(
         state: (h0 [L*D, B, P or H], c0 [L*D, B, H]); None for zeros.
         weights: for each layer and direction w_ih [4*H, I], w_hh [4*H, P or H], b_ih, b_hh [4*H] (both or none) and
             w_hr [P, H] (with projection); gate order i f g o. The number of layers follows from the list.
+        bidirectional: True if weights has two directions for each layer; y has both side by side.
+        batch_first: True if x, y and the masks have B first.
         dropout: probability of dropping an element between layers, applied if `training`.
         lengths: [B] integers on any device, true length of each row, zero allowed: y is zero past them.
         reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.

@@ -12,7 +12,7 @@ _CELLS = ("lstm", "gru", "rnn")
 
 
 def _numbers(text: str) -> list[int]:
-    values = [int(part) for part in text.split(",")]
+    values = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if min(values) < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected positive integers separated by commas")
     return values

@@ -98,8 +98,14 @@ class _Cell(Module):
 
 
 class LSTMCell(_Cell):
-    """Drop-in for torch.nn.LSTMCell: (h, c) = cell(x [B, I], (h [B, H], c [B, H])), with `coupled` and `recurrent_activation` as in
-    LSTM.
+    """Drop-in for torch.nn.LSTMCell: one time step, (h, c) = cell(x, (h, c)).
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.LSTMCell.
+        coupled, recurrent_activation: as in LSTM.
+
+    Raises:
+        ValueError, TypeError: an option that no cell has.
 
     Example:
         >>> h, c = LSTMCell(3, 4)(torch.ones(2, 3))
@@ -127,13 +133,31 @@ class LSTMCell(_Cell):
         return _checks.lstm_cell("LSTMCell", self.coupled, False, self.recurrent_activation)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """One step: input [B, I] or [I], hx a pair of [B, H] or [H] (None for zeros) -> the new pair."""
+        """One step.
+
+        Args:
+            input: [B, I] or [I], in the dtype of the weights.
+            hx: (h, c), each [B, H], or [H] if input has no B; None for zeros.
+
+        Returns:
+            (h, c) after the step, shaped like hx.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        """
         h, c = self._step(input, as_pair("lstm_cell", hx))
         return h, c
 
 
 class GRUCell(_Cell):
-    """Drop-in for torch.nn.GRUCell, with `reset_after` and `recurrent_activation` as in GRU.
+    """Drop-in for torch.nn.GRUCell: one time step, h = cell(x, h).
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.GRUCell.
+        reset_after, recurrent_activation: as in GRU.
+
+    Raises:
+        ValueError, TypeError: an option that no cell has.
 
     Example:
         >>> h = GRUCell(3, 4)(torch.ones(2, 3))
@@ -160,12 +184,30 @@ class GRUCell(_Cell):
         return _checks.gru_cell("GRUCell", self.reset_after, self.recurrent_activation)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """One step: input [B, I] or [I], hx [B, H] or [H] (None for zeros) -> the new h."""
+        """One step.
+
+        Args:
+            input: [B, I] or [I], in the dtype of the weights.
+            hx: h [B, H], or [H] if input has no B; None for zeros.
+
+        Returns:
+            h after the step, shaped like hx.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        """
         return self._step(input, as_single("gru_cell", hx))[0]
 
 
 class RNNCell(_Cell):
-    """Drop-in for torch.nn.RNNCell, with the sigmoid as a third nonlinearity.
+    """Drop-in for torch.nn.RNNCell, with the sigmoid as a third nonlinearity: one time step, h = cell(x, h).
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.RNNCell.
+        nonlinearity: "tanh", "relu" or "sigmoid".
+
+    Raises:
+        ValueError, TypeError: an option that no cell has.
 
     Example:
         >>> h = RNNCell(3, 4, nonlinearity="relu")(torch.ones(2, 3))
@@ -190,5 +232,16 @@ class RNNCell(_Cell):
         return f"rnn_{self.nonlinearity}"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """One step: input [B, I] or [I], hx [B, H] or [H] (None for zeros) -> the new h."""
+        """One step.
+
+        Args:
+            input: [B, I] or [I], in the dtype of the weights.
+            hx: h [B, H], or [H] if input has no B; None for zeros.
+
+        Returns:
+            h after the step, shaped like hx.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        """
         return self._step(input, as_single("rnn_cell", hx))[0]

@@ -130,7 +130,7 @@ class AttentionDecoder(Module):
             layer.reset_parameters()
 
     def precompute(self, memory: Tensor) -> Tensor:
-        """The keys [B, Tk, A]: the memory projected, or itself for the dot product."""
+        """The keys [B, Tk, A] of a memory [B, Tk, memory_size]: projected, or itself for the dot product."""
         self._check_memory(memory)
         return memory if self.memory_layer is None else self.memory_layer(memory)
 
@@ -196,7 +196,23 @@ class AttentionDecoder(Module):
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Generated:
-        """Generates a sequence for each row of the memory, greedy or sampled; see fastrnn.generation.generate()."""
+        """Generates a sequence for each row of the memory, greedy or sampled.
+
+        Args:
+            memory, state, lengths: as in forward().
+            start: the token that enters the first step, an int or integers [B].
+            end: the token that ends a row, None for none.
+            max_length: steps at most.
+            temperature: 0 for the most probable token; above, tokens are drawn from softmax(logits / temperature).
+            top_k: draw among that many most probable tokens.
+            seed: of the drawing; from torch's generator if absent.
+
+        Returns:
+            Generated: tokens [B, L] and lengths [B], int64; weights [B, L, Tk]; log_probs [B, L].
+
+        Raises:
+            ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
+        """
         return generate(
             *self._generation("generate", memory), state, start=start, end=end, max_length=max_length,
             temperature=temperature, top_k=top_k, seed=seed, keys=self.precompute(memory), lengths=lengths,
@@ -218,7 +234,21 @@ class AttentionDecoder(Module):
         length_penalty: float = 0.0,
         coverage_penalty: float = 0.0,
     ) -> BeamSearch:
-        """The most probable sequences that a beam finds; see fastrnn.generation.beam_search()."""
+        """The most probable sequences that a beam finds; fastrnn.functional.beam_search() has the scores' formula.
+
+        Args:
+            memory, state, lengths, start, max_length: as in generate().
+            end: the token that ends a sequence.
+            beams: sequences kept.
+            n_best: N, sequences returned, at most `beams`.
+            length_penalty, coverage_penalty: at least 0.
+
+        Returns:
+            BeamSearch, best first: tokens [B, N, L], lengths, scores and log_probs [B, N], weights [B, N, L, Tk].
+
+        Raises:
+            ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
+        """
         return beam_search(
             *self._generation("beam_search", memory), state, start=start, end=end, max_length=max_length, beams=beams,
             n_best=n_best, length_penalty=length_penalty, coverage_penalty=coverage_penalty,
