@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -12,6 +13,9 @@ from fastrnn._backprop import Backprop
 from fastrnn._noise import Noise, Rates
 
 CELLS = list(_core.CELLS)
+BLOCKS = [
+    name for name, cell in _core.CELLS.items() if cell["product"] and not name.endswith("_norm")
+]  # can have heads
 WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]  # these can be projected
 
 # Largest error, as a part of 1 + |expected|. A step sums K = I + H products in float32: rounding alone gives about
@@ -39,11 +43,19 @@ class Case:
     ragged: bool = False
     reset: float = 0.0  # probability of a reset at each step
     batch_first: bool = False
+    heads: int = 1
 
     def __str__(self) -> str:
         flags = [f for f in ("ragged", "batch_first") if getattr(self, f)]
         flags += ["no_bias"] * (not self.bias) + ["no_state"] * (not self.states) + ["reset"] * (self.reset > 0)
-        return "-".join([f"T{self.T}B{self.B}I{self.I}H{self.H}D{self.D}" + f"P{self.P}" * (self.P > 0), *flags])
+        return "-".join(
+            [
+                f"T{self.T}B{self.B}I{self.I}H{self.H}D{self.D}"
+                + f"P{self.P}" * (self.P > 0)
+                + f"N{self.heads}" * (self.heads > 1),
+                *flags,
+            ]
+        )
 
 
 # Ones, odd numbers, primes, whole tiles and one more than a tile, each with options that meet in one place.
@@ -64,6 +76,12 @@ PROJECTED = [
     Case(9, 7, 5, 33, D=2, P=17, ragged=True, reset=0.3),
     Case(5, 13, 16, 64, P=16, bias=False, batch_first=True),
     Case(9, 2, 3, 48, D=2, P=5, states=False),
+]
+# For cells with a recurrent matrix and without norms.
+HEADED = [
+    Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3, heads=3),
+    Case(4, 13, 6, 10, bias=False, states=False, heads=10),
+    Case(5, 1, 3, 128, D=2, batch_first=True, heads=2),
 ]
 
 
@@ -108,7 +126,7 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
     vectors = _core.CELLS[cell]["vectors"]
     weights, names = [], []
     for end in ("", "_reverse")[: c.D]:
-        shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out if _core.CELLS[cell]["product"] else 0)}
+        shapes = {"w_ih": (G * c.H, c.I), "w_hh": (G * c.H, out // c.heads if _core.CELLS[cell]["product"] else 0)}
         if c.bias or vectors:
             shapes |= {"b_ih": (G * c.H,), "b_hh": ((G + vectors) * c.H,)}
         if c.P:
@@ -127,7 +145,11 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
 def kernel(i: Inputs, states: bool = False, **options) -> dict[str, torch.Tensor]:
     """Outputs of the compiled layer, by name; with states also c of every step, `cs`."""
     keep = ops.Keep() if states else None
-    y, last = ops.rnn_layer(
+    run = ops.rnn_layer
+    if i.case.heads > 1:
+        sizes = (i.case.I, i.case.H, i.case.P)
+        run = partial(ops.rnn_heads, i.case.heads, function=i.cell, suffix="", expected=sizes)
+    y, last = run(
         i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask,
         directions=i.case.D, batch_first=i.case.batch_first, keep=keep, **options,
     )  # fmt: skip
@@ -147,7 +169,18 @@ def oracle(
     if detach_mask is not None and i.case.batch_first:
         detach_mask = detach_mask.t()
     y, last, *cs = reference.layer(
-        i.cell, x, i.weights, i.states or None, i.lengths, mask, i.case.D, noise, states, detach_mask, clip
+        i.cell,
+        x,
+        i.weights,
+        i.states or None,
+        i.lengths,
+        mask,
+        i.case.D,
+        noise,
+        states,
+        detach_mask,
+        clip,
+        num_heads=i.case.heads,
     )
     y, *cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, *cs))
     return dict(zip(("y", "h", "c", "cs"), (y, *last, *cs)))

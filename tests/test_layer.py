@@ -7,13 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CASES, CELLS, PROJECTED, TOLERANCE, WITH_C, Case  # noqa: E402
+from cases import BLOCKS, CASES, CELLS, HEADED, PROJECTED, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import _kernels, _oracle, ops, reference, threads  # noqa: E402
 
 CELL_CASES = [(cell, case) for cell in CELLS for case in CASES] + [
-    (cell, case) for cell in WITH_C for case in PROJECTED
+    (cell, case) for cells, some in ((WITH_C, PROJECTED), (BLOCKS, HEADED)) for cell in cells for case in some
 ]
 
 

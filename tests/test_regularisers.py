@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
+from cases import BLOCKS, CELLS, HEADED, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import _noise, functional, nn  # noqa: E402
@@ -21,6 +21,7 @@ CASES = [
     Case(7, 3, 5, 48, D=2, P=5, ragged=True, reset=0.2),
 ]
 EVERY = [(cell, case) for cell in CELLS for case in CASES if not case.P or cell in WITH_C]
+EVERY += [(cell, HEADED[0]) for cell in BLOCKS]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
@@ -54,9 +55,9 @@ def test_threads_and_schedules_give_the_same_bits(isa, cell):
             assert all(torch.equal(found[name], first[name]) for name in found), (schedule, n)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_second_derivative(cell):
-    case = Case(3, 2, 2, 3, D=2, ragged=True)
+@pytest.mark.parametrize(("cell", "heads"), [*((cell, 1) for cell in CELLS), *((cell, 3) for cell in BLOCKS)])
+def test_second_derivative(cell, heads):
+    case = Case(3, 2, 2, 3, D=2, ragged=True, heads=heads)
     inputs = cases.make(cell, case, torch.float64)
     noise = cases.noise_for(cell, case, True, torch.float64)
 

@@ -77,7 +77,7 @@ def test_more_threads_than_cores_finish(monkeypatch):
     want, _ = module(x)
     _core.set_num_threads(8)
     start = time.monotonic()
-    weights = [0 if w is None else w.ctypes.data for w in module._layers[0]]
+    weights = [0 if w is None else w.ctypes.data for w in module._layers[0][0]]
     y, h, c = np.empty((30, 1, 256), "f"), np.empty((1, 1, 256), "f"), np.empty((1, 1, 256), "f")
     _core.rnn_forward(
         "lstm", 4, 30, 1, 64, 256, 0, 1, x.ctypes.data, 64, 64, weights, [0, 0], 0, 0, 0, 0, y.ctypes.data, 256, 256,

@@ -90,23 +90,40 @@ def weight_names(directions: int, bias: bool, projection: bool, suffix: str = ""
 
 
 def weight_shapes(
-    gates: int, I: int, H: int, P: int, directions: int, bias: bool, vectors: int = 0, product: bool = True
+    gates: int,
+    I: int,
+    H: int,
+    P: int,
+    directions: int,
+    bias: bool,
+    vectors: int = 0,
+    product: bool = True,
+    num_heads: int = 1,
 ) -> list[tuple[int, ...]]:
     """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors, and w_hh has
-    no columns for a cell without a recurrent product."""
+    the columns of one head, none for a cell without a recurrent product."""
     biases = [(gates * H,), ((gates + vectors) * H,)] if bias else []
-    parts = [(gates * H, I), (gates * H, (P or H) if product else 0), *biases] + ([(P, H)] if P else [])
+    columns = (P or H // num_heads) if product else 0
+    parts = [(gates * H, I), (gates * H, columns), *biases] + ([(P, H)] if P else [])
     return parts * directions
 
 
 def _weight_symbols(
-    gates: int, directions: int, bias: bool, projection: bool, first_layer: bool, vectors: int, product: bool
+    gates: int,
+    directions: int,
+    bias: bool,
+    projection: bool,
+    first_layer: bool,
+    vectors: int,
+    product: bool,
+    num_heads: int,
 ) -> Iterator[str]:
     rows = "H" if gates == 1 else f"{gates}*H"
     out = "P" if projection else "H"
     columns = "I" if first_layer else (out if directions == 1 else f"{directions}*{out}")
+    own = 0 if not product else out if num_heads == 1 else f"{out}/{num_heads}"
     biases = [f"({rows},)", f"({gates + vectors}*H,)" if vectors else f"({rows},)"] if bias else []
-    parts = [f"({rows}, {columns})", f"({rows}, {out if product else 0})", *biases]
+    parts = [f"({rows}, {columns})", f"({rows}, {own})", *biases]
     return iter((parts + ["(P, H)"] * projection) * directions)
 
 
@@ -123,6 +140,7 @@ def check_weights(
     first_layer: bool = True,
     vectors: int = 0,
     product: bool = True,
+    num_heads: int = 1,
 ) -> None:
     """Raises ShapeError naming the first weight of one layer whose shape is wrong.
 
@@ -132,14 +150,15 @@ def check_weights(
         I, H, P: sizes of input, hidden state and projection (0 = none).
         vectors: parameters per unit that b_hh holds after the biases.
         product: whether the cell has a recurrent matrix; w_hh has no columns if not.
+        num_heads: blocks on the diagonal of the recurrent matrix; w_hh has the columns of one.
     """
     names = weight_names(directions, bias, P > 0, suffix)
     if len(got) != len(names):
         check_count(function, f"weights{suffix}", len(got), f"{len(names)} ({', '.join(names)})")
     if vectors and not bias:
         check_count(function, f"weights{suffix}", len(got), "biases, as b_hh holds the cell's vectors")
-    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer, vectors, product)
-    shapes = weight_shapes(gates, I, H, P, directions, bias, vectors, product)
+    symbols = _weight_symbols(gates, directions, bias, P > 0, first_layer, vectors, product, num_heads)
+    shapes = weight_shapes(gates, I, H, P, directions, bias, vectors, product, num_heads)
     for name, shape, symbol, expected in zip(names, got, symbols, shapes):
         check_shape(function, name, shape, symbol, expected)
 

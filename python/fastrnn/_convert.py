@@ -35,6 +35,7 @@ _OPTIONS |= {
     "checkpoint_every": 0,
     "grad_clip": 0.0,
     "learn_initial_state": False,
+    "num_heads": 1,
 }
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}
@@ -73,7 +74,7 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
 
     Raises:
         TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True or
-            peepholes=True, hard-sigmoid gates, regularisers, options of backward, a learned initial state, an RNN with the sigmoid, or a subclass.
+            peepholes=True, hard-sigmoid gates, regularisers, options of backward, a learned initial state, heads, an RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))

@@ -27,6 +27,7 @@ class DeviceStepper:
             one width.
         batch_size: rows B of every step.
         zoneout: of h and c; a step takes the expectation.
+        num_heads: blocks on the diagonal of the recurrent matrix.
 
     Example:
         >>> step = DeviceStepper("rnn_tanh", [(torch.ones(4, 3), torch.ones(4, 4), None, None, None)])
@@ -40,6 +41,7 @@ class DeviceStepper:
         layers: Sequence[tuple[Tensor | None, ...]],
         batch_size: int = 1,
         zoneout: tuple[float, float] = (0.0, 0.0),
+        num_heads: int = 1,
     ):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int):
             raise _checks.type_error("stepper", "batch_size", batch_size, "an int")
@@ -49,7 +51,8 @@ class DeviceStepper:
         I, H, P = w_ih.shape[1], w_ih.shape[0] // CELLS[cell][0], 0 if w_hr is None else w_hr.shape[0]
         n = sum(w is not None for w in layers[0])
         rates = Rates(zoneout) if any(zoneout) else None
-        self._stack = Stack("stepper", cell, len(layers), 1, n, (I, H, P), False, 0.0, rates=rates)
+        sizes = (I, H, P)
+        self._stack = Stack("stepper", cell, len(layers), 1, n, sizes, False, 0.0, rates=rates, num_heads=num_heads)
         self._weights = [w.detach().clone() for layer in layers for w in layer if w is not None]
         widths = (P or H, H)[: CELLS[cell][1]]
         self._states = tuple(w_ih.detach().new_zeros(len(layers), batch_size, width) for width in widths)

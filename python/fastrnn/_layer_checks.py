@@ -53,6 +53,7 @@ def check_layer(
     batch_first: bool,
     suffix: str = "",
     expected: tuple[int, int, int] | None = None,
+    num_heads: int = 1,
 ) -> None:
     """Raises the error that names what is wrong with one layer's arguments; plain and traceable, not fast.
 
@@ -81,7 +82,9 @@ def check_layer(
     I, H, P = expected or _weight_sizes(function, gates, weights, n, names)
     shapes = [w.shape for w in weights]
     first = suffix in ("", "_l0")
-    _checks.check_weights(function, gates, shapes, I, H, P, directions, HAS_BIAS[n], suffix, first, *CELLS[cell][3:])
+    _checks.check_weights(
+        function, gates, shapes, I, H, P, directions, HAS_BIAS[n], suffix, first, *CELLS[cell][3:], num_heads
+    )
     n0, n1, _ = x.shape
     T, B = (n1, n0) if batch_first else (n0, n1)
     _checks.check_size(function, "x", "I", x.shape[2])

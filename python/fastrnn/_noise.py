@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _core
 from ._checks import type_error
+from ._heads import split_units
 
 _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -30,6 +31,13 @@ class Noise(NamedTuple):
     zoneout: tuple[float, float]  # of h, c: probability that a unit keeps the state of the step before
     training: bool  # False: the expectation
     h_mask: Tensor | None = None  # [D, B, H or P] factors of h where the recurrent product reads it
+
+    def of_head(self, head: int, num_heads: int) -> Noise:
+        """Those of one head: the units of head n draw as those of a layer of H/N units with another seed, and h_mask is the
+        head's part of the layer's."""
+        mask = self.h_mask
+        mask = None if mask is None else split_units(mask, num_heads)[head].contiguous()
+        return self._replace(seed=_mix64_int((self.seed + head * _GOLDEN) & _64), h_mask=mask)
 
     def for_core(self) -> tuple[int, float, float, bool, int]:
         """As _core takes it."""

@@ -21,6 +21,8 @@ from ._checks import (
     type_error,
     weight_names,
 )
+from ._head_stepper import HeadStepper
+from ._heads import check_heads, join_units, split_rows, split_units
 from ._stepper import Stepper
 
 _WIDE = {"float32": np.float32, "float64": np.float64, "float16": np.float32}
@@ -83,8 +85,9 @@ class Recurrent:
         batch_first: bool = False,
         prefix: str = "",
         zoneout: float | tuple[float, float] = 0.0,
+        num_heads: int = 1,
     ):
-        self.batch_first = batch_first
+        self.batch_first, self.num_heads = batch_first, num_heads
         pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
         for name, p in zip(("zoneout", "zoneout of c"), pair):
             check_probability(self._function, name, p)
@@ -140,6 +143,7 @@ class Recurrent:
             "recurrent_activation",
             "layer_norm",
             "zoneout",
+            "num_heads",
         ):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
@@ -192,15 +196,18 @@ class Recurrent:
         check_size(f, "weight_ih_l0", "I", self.input_size)
         out = self.proj_size or self.hidden_size
         self.dtype = wide_dtype(first)
-        self._layers = []
+        check_heads(f, self.num_heads, self.hidden_size, self.proj_size, getattr(self, "layer_norm", False))
+        self._layers = []  # of each head of each layer
         for k, layer in enumerate(names):
             I = D * out if k else self.input_size
             shapes = [arrays[n].shape for n in layer]
             sizes, info = (I, self.hidden_size, self.proj_size), _core.CELLS[self._cell()]
             extras = info["vectors"], info["product"]
-            check_weights(f, self._gates, shapes, *sizes, D, self.bias, f"_l{k}", k == 0, *extras)
-            own = [np.array(arrays[n], self.dtype, order="C") for n in layer]
-            self._layers.append(self._five(own, D, projection))
+            check_weights(f, self._gates, shapes, *sizes, D, self.bias, f"_l{k}", k == 0, *extras, self.num_heads)
+            own = self._five([np.array(arrays[n], self.dtype, order="C") for n in layer], D, projection)
+            parts = [w if w is None else split_rows(w, self.num_heads, self.hidden_size) for w in own]
+            heads = range(self.num_heads)
+            self._layers.append([[w if w is None else np.ascontiguousarray(w[n]) for w in parts] for n in heads])
 
     def _five(self, own: list[np.ndarray], D: int, projection: bool) -> list[np.ndarray | None]:
         n, five = len(own) // D, []
@@ -295,26 +302,39 @@ class Recurrent:
     def _run(
         self, x: np.ndarray, states: list[np.ndarray], lengths: Any, mask: Any, batch_axis: int
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        cell, D, H, P = self._cell(), 2 if self.bidirectional else 1, self.hidden_size, self.proj_size
-        T, B, _ = x.shape
-        last = [np.empty_like(s) for s in states]
-        for k, weights in enumerate(self._layers):
-            # Allocated in the caller's layout, so that batch_first costs no transposition.
-            width = D * (P or H)
-            y = np.empty((T, B, width), x.dtype) if batch_axis else np.empty((B, T, width), x.dtype).transpose(1, 0, 2)
-            rows = slice(k * D, (k + 1) * D)
-            _core.rnn_forward(
-                cell, x.itemsize, T, B, x.shape[2], H, P, D, x.ctypes.data, *_steps(x),
-                [0 if w is None else w.ctypes.data for w in weights], [s[rows].ctypes.data for s in states],
-                0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
-                *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y),
-                [s[rows].ctypes.data for s in last], 0, "", threads.current(),
-                (0, *self.zoneout, False, 0) if any(self.zoneout) else None, None,
-            )  # fmt: skip
-            x = y
-        return (x if batch_axis else x.transpose(1, 0, 2)), last
+        D = 2 if self.bidirectional else 1
+        last = []
+        for k, heads in enumerate(self._layers):
+            own = [s[k * D : (k + 1) * D] for s in states]
+            if len(heads) == 1:
+                x, end = self._run_layer(heads[0], x, own, lengths, mask, batch_axis)
+            else:
+                parts = zip(*(map(np.ascontiguousarray, split_units(s, len(heads))) for s in own))
+                found = [self._run_layer(w, x, [*s], lengths, mask, batch_axis) for w, s in zip(heads, parts)]
+                x = join_units([y for y, _ in found], D, np.concatenate)
+                end = [np.concatenate(of, -1) for of in zip(*(end for _, end in found))]
+            last.append(end)
+        return (x if batch_axis else x.transpose(1, 0, 2)), [np.concatenate(of) for of in zip(*last)]
 
-    def stepper(self, batch_size: int = 1) -> Stepper:
+    def _run_layer(
+        self, weights: list, x: np.ndarray, states: list[np.ndarray], lengths: Any, mask: Any, batch_axis: int
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        T, B, I = x.shape
+        (D, _, out), H = states[0].shape, self.hidden_size // self.num_heads
+        last = [np.empty_like(s) for s in states]
+        # Allocated in the caller's layout, so that batch_first costs no transposition.
+        width = D * out
+        y = np.empty((T, B, width), x.dtype) if batch_axis else np.empty((B, T, width), x.dtype).transpose(1, 0, 2)
+        _core.rnn_forward(
+            self._cell(), x.itemsize, T, B, I, H, self.proj_size, D, x.ctypes.data, *_steps(x),
+            [0 if w is None else w.ctypes.data for w in weights], [s.ctypes.data for s in states],
+            0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
+            *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y), [s.ctypes.data for s in last], 0, "",
+            threads.current(), (0, *self.zoneout, False, 0) if any(self.zoneout) else None, None,
+        )  # fmt: skip
+        return y, last
+
+    def stepper(self, batch_size: int = 1) -> Stepper | HeadStepper:
         """A stepper with copies of these weights: `y = step(x [B, I])`, state kept inside.
 
         Raises:
@@ -322,7 +342,10 @@ class Recurrent:
         """
         if self.bidirectional:
             raise ValueError(f"{self._function}: stepper() needs one direction, expected no *_reverse weights")
-        return Stepper(self._cell(), [tuple(w) for w in self._layers], batch_size, "numpy", self.zoneout)
+        layers = [[tuple(w) for w in heads] for heads in self._layers]
+        if self.num_heads > 1:
+            return HeadStepper(self._cell(), layers, batch_size, "numpy", self.zoneout)
+        return Stepper(self._cell(), [w for (w,) in layers], batch_size, "numpy", self.zoneout)
 
 
 def _steps(a: np.ndarray) -> tuple[int, int]:

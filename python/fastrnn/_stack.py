@@ -5,6 +5,7 @@ ops.rnn_layer(). The modules of fastrnn.nn and the functions of fastrnn.function
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _backends, _checks
 from ._backprop import Backprop
-from ._cells import CELLS
+from ._cells import CELLS, NORMALISED
+from ._heads import check_heads
 from ._layer_checks import check_input, check_states
 from ._noise import Rates
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_dense, check_like
-from .ops import Keep, rnn_layer
+from .ops import Keep, rnn_heads, rnn_layer
 
 State = tuple[Tensor | None, ...]  # None, in a state that is given: zeros
 _autocast_enabled = torch.is_autocast_enabled
@@ -40,6 +42,7 @@ class Stack(NamedTuple):
     kept: list[tuple[Tensor | None, ...]] | None = None  # gets h, c and gates of each layer; None if nobody asks
     with_gates: bool = False
     backprop: Backprop | None = None  # options of backward; None without
+    num_heads: int = 1  # blocks on the diagonal of the recurrent matrix
 
 
 class States(NamedTuple):
@@ -126,6 +129,7 @@ def infer_stack(
     dropout: float,
     rates: Rates | None = None,
     backprop: Backprop | None = None,
+    num_heads: int = 1,
 ) -> Stack:
     """Layers, biases, projection and sizes, as the list of weights has them."""
     _checks.check_probability(function, "dropout", dropout)
@@ -150,6 +154,7 @@ def infer_stack(
         )
     sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
     _checks.check_zoneout(function, rates, sizes[2])
+    check_heads(function, num_heads, *sizes[1:], cell in NORMALISED)
     return Stack(
         function,
         cell,
@@ -161,6 +166,7 @@ def infer_stack(
         float(dropout),
         rates=rates,
         backprop=backprop,
+        num_heads=num_heads,
     )
 
 
@@ -305,7 +311,8 @@ def run_batched(
         x.dtype in NARROW_DTYPES and x.dtype not in _backends.kernels_of(x).DTYPES
     ):
         return _run_narrow(stack, x, states, weights, training, lengths, reset_mask)
-    if stack.layers == 1 and stack.rates is None and stack.kept is None and stack.backprop is None:
+    plain = stack.rates is None and stack.kept is None and stack.backprop is None and stack.num_heads == 1
+    if stack.layers == 1 and plain:
         function, cell, _, D, _, sizes, batch_first, _, suffix, *_ = stack
         return rnn_layer(
             cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
@@ -323,7 +330,7 @@ def _run_layers(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates, backprop = stack
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates, backprop, heads = stack
     if rates is not None or states is not None:
         check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
     if states is not None:
@@ -334,6 +341,7 @@ def _run_layers(
         for k in range(L * D):
             weights[k * n + 1] = rates.drop_weights(k // D, k % D, weights[k * n + 1])
     n *= D
+    run_one = rnn_layer if heads == 1 else partial(rnn_heads, heads)
     lasts = []
     for k in range(L):
         if k and p and training:
@@ -341,7 +349,7 @@ def _run_layers(
         if rates is not None and training:
             x = rates.drop_input(k, x, batch_first)
         keep = None if kept is None else Keep(with_gates)
-        x, last = rnn_layer(
+        x, last = run_one(
             cell, x, weights[k * n : (k + 1) * n],
             each(lambda s, k=k: s[k * D : (k + 1) * D], states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,

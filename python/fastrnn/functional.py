@@ -67,6 +67,7 @@ def lstm(
     return_states: bool = False,
     return_gates: bool = False,
     layer_norm: bool = False,
+    num_heads: int = 1,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -101,6 +102,8 @@ def lstm(
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
         detach_mask: bool, shaped like reset_mask, true where the state is kept and its gradient is cut.
         return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM does.
+        num_heads: blocks on the diagonal of the recurrent matrix: w_hh is [4*H, H/num_heads], each row with the columns of its
+            unit's own head; as in fastrnn.nn.LSTM.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`; then, if asked for, the states of every step.
@@ -115,7 +118,7 @@ def lstm(
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
     rates = _drawn("lstm", zoneout, (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training)
     backprop = backprop_of("lstm", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
+    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
     return _run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask, return_states, return_gates)
 
 
@@ -144,6 +147,7 @@ def gru(
     return_states: bool = False,
     return_gates: bool = False,
     layer_norm: bool = False,
+    num_heads: int = 1,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
 
@@ -156,7 +160,7 @@ def gru(
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
         zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
-            return_gates: as in lstm(); zoneout of h.
+            return_gates, num_heads: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
@@ -172,7 +176,7 @@ def gru(
         "gru", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
     )
     backprop = backprop_of("gru", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
+    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
     states = as_single(stack.function, state)
     y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
     return y, last[0], *more
@@ -201,6 +205,7 @@ def rnn(
     detach_mask: Tensor | None = None,
     return_states: bool = False,
     return_gates: bool = False,
+    num_heads: int = 1,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
 
@@ -210,7 +215,7 @@ def rnn(
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
         zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
-            return_gates: as in lstm(); zoneout of h.
+            return_gates, num_heads: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
@@ -228,7 +233,7 @@ def rnn(
         "rnn", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
     )
     backprop = backprop_of("rnn", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop)
+    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
     states = as_single(stack.function, state)
     y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
     return y, last[0], *more

@@ -45,6 +45,7 @@ class LSTM(Recurrent):
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1).
         layer_norm: True for fastrnn.nn.LSTM's parameters gain_ih, gain_hh, gain_c and bias_c besides; from a state_dict.
         zoneout: probability (or a pair for h and c) that the layer was trained with; its expectation is computed.
+        num_heads: blocks on the diagonal of the recurrent matrix: weight_hh is [4*H, H/num_heads].
     """
 
     _function, _gates = "lstm", 4
@@ -60,11 +61,12 @@ class LSTM(Recurrent):
         recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
+        num_heads: int = 1,
     ):
         self.coupled, self.peepholes = bool(coupled), bool(peepholes)
         self.recurrent_activation, self.layer_norm = recurrent_activation, bool(layer_norm)
         self._gates = 3 if coupled else 4
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
 
     def _cell(self) -> str:
         return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation, self.layer_norm)
@@ -86,7 +88,7 @@ class GRU(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
-        recurrent_activation, layer_norm, zoneout: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
+        recurrent_activation, layer_norm, zoneout, num_heads: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
     """
 
     _function, _gates = "gru", 3
@@ -101,10 +103,11 @@ class GRU(Recurrent):
         recurrent_activation: str = "sigmoid",
         layer_norm: bool = False,
         zoneout: float = 0.0,
+        num_heads: int = 1,
     ):
         self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
         self.layer_norm = bool(layer_norm)
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
 
     def _cell(self) -> str:
         return gru_cell("gru", self.reset_after, self.recurrent_activation, self.layer_norm)
@@ -119,7 +122,7 @@ class RNN(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout: as in LSTM, of h.
+        zoneout, num_heads: as in LSTM, zoneout of h.
     """
 
     _function, _gates = "rnn", 1
@@ -132,11 +135,12 @@ class RNN(Recurrent):
         prefix: str = "",
         nonlinearity: str = "tanh",
         zoneout: float = 0.0,
+        num_heads: int = 1,
     ):
         if nonlinearity not in ("tanh", "relu", "sigmoid"):
             raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
         self.nonlinearity = nonlinearity
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"

@@ -18,6 +18,7 @@ from . import _backends, _kernels, _operators, _oracle
 from ._backprop import Backprop
 from ._cells import CELLS, NORMALISED
 from ._checks import function_of
+from ._heads import join_units, split_rows, split_units
 from ._kernels import prepare
 from ._layer_checks import check_backprop, check_layer, check_rows
 from ._noise import Noise
@@ -238,6 +239,48 @@ def rnn_layer(
     if keep is not None:
         keep.c, keep.gates = keep.states(cell, reserve, weights, lengths, batch_first)
     return y, (h,) if c is None else (h, c)
+
+
+def rnn_heads(
+    num_heads: int,
+    cell: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor | None] | None,
+    lengths: Tensor | None,
+    reset_mask: Tensor | None,
+    *,
+    directions: int,
+    batch_first: bool,
+    function: str,
+    suffix: str,
+    expected: tuple[int, int, int],
+    noise: Noise | None = None,
+    keep: Keep | None = None,
+    **options: object,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """rnn_layer() with a block-diagonal recurrent matrix (see _heads.py): the layer once for each head, on its part of the
+    weights and states."""
+    h0, c0 = (*(states or ()), None, None)[:2]
+    rows = (lengths, reset_mask)
+    check_layer(function, cell, x, (h0, c0), *rows, weights, directions, batch_first, suffix, expected, num_heads)
+    I, H, _ = expected
+    parts = [split_rows(w, num_heads, H) for w in weights]
+    ys, lasts, keeps = [], [], []
+    for n in range(num_heads):
+        own = [None if s is None else split_units(s, num_heads)[n].contiguous() for s in states or ()] or None
+        keeps.append(None if keep is None else Keep(keep.wants == "return_gates"))
+        y, last = rnn_layer(
+            cell, x, [w[n] for w in parts], own, *rows, directions=directions, batch_first=batch_first, function=function,
+            suffix=suffix, expected=(I, H // num_heads, 0), noise=None if noise is None else noise.of_head(n, num_heads),
+            keep=keeps[n], **options,
+        )  # fmt: skip
+        ys.append(y)
+        lasts.append(last)
+    if keep is not None:
+        keep.c = None if keeps[0].c is None else join_units([k.c for k in keeps], directions, torch.cat)
+        keep.gates = None if keeps[0].gates is None else torch.cat([k.gates for k in keeps], -1)
+    return join_units(ys, directions, torch.cat), tuple(torch.cat(of, -1) for of in zip(*lasts))
 
 
 def _states_of(cell: str, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

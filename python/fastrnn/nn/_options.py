@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .._heads import split_rows
+
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
 
 
@@ -52,15 +54,25 @@ def make_stepper(
     layers: Sequence[tuple[Tensor | None, ...]],
     batch_size: int,
     zoneout: tuple[float, float] = (0.0, 0.0),
+    num_heads: int = 1,
 ) -> Any:
     """The stepper for the device that the weights are on."""
+    if layers[0][0].is_cpu and num_heads > 1:
+        from .._head_stepper import HeadStepper
+
+        split = [
+            [w if w is None else split_rows(w, num_heads, layer[1].shape[1] * num_heads) for w in layer]
+            for layer in layers
+        ]
+        heads = [[tuple(w if w is None else w[n] for w in layer) for n in range(num_heads)] for layer in split]
+        return HeadStepper(cell, heads, batch_size, "torch", zoneout)
     if layers[0][0].is_cpu:
         from .._stepper import Stepper
 
         return Stepper(cell, layers, batch_size, "torch", zoneout)
     from .._device_stepper import DeviceStepper
 
-    return DeviceStepper(cell, layers, batch_size, zoneout)
+    return DeviceStepper(cell, layers, batch_size, zoneout, num_heads)
 
 
 def check_nonlinearity(name: str, nonlinearity: object) -> None:

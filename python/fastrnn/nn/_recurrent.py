@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import _checks
 from .._backprop import Backprop, backprop_of
 from .._cells import CELLS
+from .._heads import check_heads
 from .._noise import Rates
 from .._stack import Stack, as_single, rates_of, run, run_with_states
 from ._options import check_options, initialise, make_stepper
@@ -29,6 +30,7 @@ class Recurrent(Module):
     _rates: Rates | None = None
     _backprop: Backprop | None = None
     learn_initial_state = False
+    num_heads = 1
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Recurrent(Module):
         self.proj_size = proj_size
         for name, value in options.items():
             setattr(self, name, value)
+        check_heads(type(self).__name__, self.num_heads, hidden_size, proj_size, getattr(self, "layer_norm", False))
         directions = 2 if bidirectional else 1
         self._all_weights: list[list[str]] = []
         for layer in range(num_layers):
@@ -91,9 +94,8 @@ class Recurrent(Module):
     def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """The parameters of one direction of a layer with inputs of `width`, without the ends of their names."""
         names = _checks.weight_names(1, self.bias, self.proj_size > 0)
-        return dict(
-            zip(names, _checks.weight_shapes(self._gates, width, self.hidden_size, self.proj_size, 1, self.bias))
-        )
+        sizes = self._gates, width, self.hidden_size, self.proj_size
+        return dict(zip(names, _checks.weight_shapes(*sizes, 1, self.bias, num_heads=self.num_heads)))
 
     def _derived(self) -> bool:
         """Whether the kernels take something else than the parameters themselves."""
@@ -160,6 +162,7 @@ class Recurrent(Module):
             self.dropout,
             rates=None if self._rates is None else self._rates.drawn(self._function, None, self.training),
             backprop=backprop,
+            num_heads=self.num_heads,
         )
 
     def _run(
@@ -222,7 +225,7 @@ class Recurrent(Module):
             biases = w[2:4] if n >= 4 else (None, None)
             layers.append((w[0], w[1], *biases, w[-1] if n & 1 else None))
         zoneout = (0.0, 0.0) if self._rates is None else self._rates.zoneout
-        return make_stepper(self._cell(), layers, batch_size, zoneout)
+        return make_stepper(self._cell(), layers, batch_size, zoneout, self.num_heads)
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch prints them."""
@@ -232,7 +235,7 @@ class Recurrent(Module):
             "reset_after": True, "nonlinearity": "tanh", "coupled": False, "peepholes": False,
             "recurrent_activation": "sigmoid", "layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
             "input_dropout": 0.0, "output_dropout": 0.0,
-            "checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False,
+            "checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False, "num_heads": 1,
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)

@@ -52,6 +52,8 @@ class LSTM(Recurrent):
             none.
         learn_initial_state: True for parameters initial_h [L*D, 1, P or H] and initial_c [L*D, 1, H], zero at first, that
             take the place of hx where it is not given.
+        num_heads: blocks on the diagonal of the recurrent matrix, a divisor of hidden_size: a unit sees h of its own head alone.
+            weight_hh_l{k} is [4*H, H/num_heads], and each row has the columns of its unit's head.
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -84,6 +86,7 @@ class LSTM(Recurrent):
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
     ) -> None:
         _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation, layer_norm)
         _check_norm("LSTM", layer_norm, bias, zoneout, grad_clip)
@@ -91,7 +94,7 @@ class LSTM(Recurrent):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
-            layer_norm=bool(layer_norm), learn_initial_state=bool(learn_initial_state),
+            layer_norm=bool(layer_norm), learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
         )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, c=True)
         self._backpropagate(checkpoint_every, grad_clip)
@@ -160,7 +163,7 @@ class GRU(OneState):
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
         layer_norm: True for layer normalisation of W x, of R h (Ba et al. 2016): parameters gain_ih_l{k} and
             gain_hh_l{k} [3*H] for each layer and direction; the biases are its shifts.
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads: as in LSTM, of h.
             The other arguments are those of torch.nn.GRU.
 
     Example:
@@ -190,6 +193,7 @@ class GRU(OneState):
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -198,7 +202,7 @@ class GRU(OneState):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
             reset_after=bool(reset_after), recurrent_activation=recurrent_activation, layer_norm=bool(layer_norm),
-            learn_initial_state=bool(learn_initial_state),
+            learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
         )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
         self._backpropagate(checkpoint_every, grad_clip)
@@ -223,7 +227,7 @@ class RNN(OneState):
 
     Args:
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state: as in LSTM, of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads: as in LSTM, of h.
             The other arguments are those of torch.nn.RNN.
 
     Example:
@@ -251,13 +255,14 @@ class RNN(OneState):
         checkpoint_every: int = 0,
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
+        num_heads: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         check_nonlinearity("RNN", nonlinearity)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
-            nonlinearity=nonlinearity, learn_initial_state=bool(learn_initial_state),
+            nonlinearity=nonlinearity, learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
         )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
         self._backpropagate(checkpoint_every, grad_clip)

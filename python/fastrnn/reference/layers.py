@@ -35,6 +35,7 @@ def _direction(
     noise: Noise | None,
     cut: Tensor | None,  # [T, B, 1] bool, no gradient of the state entering step t goes further
     grad_clip: float,
+    num_heads: int,
 ) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
     if step in NORMALISED:
@@ -42,13 +43,18 @@ def _direction(
     else:
         gates = linear(x, w_ih, b_ih)
     mask = None if noise is None or noise.h_mask is None else noise.h_mask[direction]
+    product = linear if num_heads == 1 else partial(_block_linear, num_heads)
     if grad_clip:
         gates = _clipped(gates, grad_clip)
-        step = partial(step, product=lambda h, w, b: _clipped(linear(h if mask is None else h * mask, w, b), grad_clip))
+        step = partial(
+            step, product=lambda h, w, b: _clipped(product(h if mask is None else h * mask, w, b), grad_clip)
+        )
     elif mask is not None:
-        step = partial(step, product=lambda h, w, b: linear(h * mask, w, b))
+        step = partial(step, product=lambda h, w, b: product(h * mask, w, b))
+    elif num_heads > 1:
+        step = partial(step, product=product)
     T, B = x.shape[:2]
-    kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s) for q, s in enumerate(state)]
+    kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s, num_heads) for q, s in enumerate(state)]
     ys: list[Tensor] = [x] * T
     cs = list(ys)
     for t in reversed(range(T)) if direction else range(T):
@@ -78,14 +84,24 @@ def _clipped(t: Tensor, bound: float) -> Tensor:
     return t
 
 
-def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor) -> Tensor:
+def _block_linear(num_heads: int, h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """R h + b for a block-diagonal R: w [G*H, H/N], whose rows have the columns of their units' own head."""
+    B, H = h.shape
+    blocks = w.reshape(-1, num_heads, H // num_heads, H // num_heads)
+    r = torch.einsum("bnj,gnij->bgni", h.reshape(B, num_heads, -1), blocks).reshape(B, -1)
+    return r if b is None else r + b
+
+
+def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor, num_heads: int) -> Tensor:
     """How much of the state before a step stays: zeros and ones [T, B, H], or its expectation."""
     rate = noise.zoneout[state]
     if not rate:
         return like.new_zeros(T, 1, 1)
     if not noise.training:
         return like.new_full((T, 1, 1), rate)
-    return hits(noise.seed, 2 * direction + state, T, B, like.shape[-1], rate).to(like)
+    width = like.shape[-1] // num_heads
+    seeds = [noise.of_head(n, num_heads).seed for n in range(num_heads)] if num_heads > 1 else [noise.seed]
+    return torch.cat([hits(seed, 2 * direction + state, T, B, width, rate) for seed in seeds], -1).to(like)
 
 
 def _boundaries(mask: Tensor | None, valid: Tensor | None) -> list[Tensor | None]:
@@ -109,6 +125,7 @@ def layer(
     return_states: bool = False,
     detach_mask: Tensor | None = None,
     grad_clip: float = 0.0,
+    num_heads: int = 1,
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One recurrent layer, step by step.
 
@@ -125,6 +142,7 @@ def layer(
         return_states: True to return c of every step as well.
         detach_mask: [T, B] bool, where no gradient of a state crosses from step t to t-1.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh, 0 for none.
+        num_heads: blocks on the diagonal of the recurrent matrix; w_hh is [G*H, H/num_heads], see _heads.py.
 
     Returns:
         y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
@@ -136,7 +154,7 @@ def layer(
     parts = split_weights(weights, directions)
     if states is None:
         w_hh, w_hr = parts[0][1], parts[0][4]
-        out = w_hh.shape[1] or w_hh.shape[0] // GATES[cell]  # [G*H, 0] without a recurrent matrix
+        out = w_hh.shape[1] * num_heads or w_hh.shape[0] // GATES[cell]  # [G*H, 0] without a recurrent matrix
         sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None
@@ -147,7 +165,9 @@ def layer(
     ys, cs, lasts = [], [], []
     for d in range(directions):
         state = tuple(s[d] for s in states)
-        y, c, last = _direction(CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise, cut[d], grad_clip)
+        y, c, last = _direction(
+            CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise, cut[d], grad_clip, num_heads
+        )
         ys.append(y)
         cs.append(c)
         lasts.append(last)
