@@ -1,11 +1,13 @@
-"""Measures the CUDA engine against torch's cuDNN on the GPU of this machine.
+"""Measures the CUDA engine on the GPU of this machine: layers against torch's cuDNN, attention against eager torch.
 
-    python bench/gpu.py            the whole grid, about four minutes
-    python bench/gpu.py --quick    a corner of it, to see that it works
+    python bench/gpu.py                     the whole grid, about four minutes, and attention
+    python bench/gpu.py --quick             a corner of it, to see that it works
+    python bench/gpu.py --only attention    or layers
 
-Writes gpu.md, gpu.json and gpu.png to bench/results/<gpu>/. One layer, one direction, I = H, random data, the same weights
-in both, results compared before anything is timed. Times are of whole calls, input projection included, by CUDA events,
-in turns, medians; `graph` is the same call replayed from a CUDA graph, without what Python costs. cuDNN gets its best
+Writes gpu.md, gpu.json and gpu.png to bench/results/<gpu>/, and gpu_attention.md and gpu_attention.json, which
+gpu_attention.py explains. Of the layers: one layer, one direction, I = H, random data, the same weights in both,
+results compared before anything is timed. Times are of whole calls, input projection included, by CUDA events, in
+turns, medians; `graph` is the same call replayed from a CUDA graph, without what Python costs. cuDNN gets its best
 settings: flattened weights, and for float32 both TF32 off (the precision that fastrnn has) and on.
 """
 
@@ -21,7 +23,9 @@ import sys
 import time
 from pathlib import Path
 
+import gpu_attention
 import torch
+from gpu_timing import captured, difference, race
 
 import fastrnn
 from fastrnn import _cuda_kernels
@@ -30,7 +34,6 @@ KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of 1 + |expected|, between two results that were both rounded: a wrong gate or index shows as 1e-1 and more.
 LIMIT = {"float32": 2e-4, "bfloat16": 1e-1, "float16": 2e-2}
-ROUNDS = 7
 
 
 def build(kind: str, hidden: int, dtype: torch.dtype):
@@ -57,52 +60,6 @@ def call_of(module, x: torch.Tensor, dy: torch.Tensor, mode: str):
         return (y, *torch.autograd.grad(y, wanted, dy))
 
     return train
-
-
-def captured(call):
-    """The call as a CUDA graph; None where it cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError as error:
-        print(f"  not captured: {str(error).splitlines()[0]}", file=sys.stderr)
-        return None
-    return graph.replay
-
-
-def milliseconds(call, repeats: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / repeats
-
-
-def race(calls: dict[str, object], budget_ms: float) -> dict[str, float]:
-    """Median milliseconds of each, taken in turns."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        repeats[name] = max(1, min(50, int(budget_ms / ROUNDS / max(milliseconds(call, 1), 1e-3))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for k in range(ROUNDS):
-        names = list(calls)
-        for name in names[k % len(names) :] + names[: k % len(names)]:
-            samples[name].append(milliseconds(calls[name], repeats[name]))
-    return {name: statistics.median(values) for name, values in samples.items()}
-
-
-def difference(got, want) -> float:
-    return max(((g.float() - w.float()).abs() / (1 + w.float().abs())).max().item() for g, w in zip(got, want))
 
 
 def measure(kind: str, dtype: str, hidden: int, batch: int, mode: str, steps: int, budget_ms: float) -> dict:
@@ -141,8 +98,8 @@ def geometric_mean(values: list[float]) -> float:
     return statistics.geometric_mean(values) if values else float("nan")
 
 
-def table(points: list[dict], machine: dict) -> str:
-    lines = [", ".join(f"{k} {v}" for k, v in machine.items()), ""]
+def table(points: list[dict], heading: str) -> str:
+    lines = [heading, ""]
     lines += ["us per step of whole calls; ratio is cuDNN's time over fastrnn's", ""]
     lines += ["| cell | dtype | mode | H | B | schedule | fastrnn | cudnn | ratio | graph: fastrnn | cudnn | ratio |"]
     lines += ["|---" * 12 + "|"]
@@ -211,15 +168,7 @@ def machine_info() -> dict:
     }  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    command.add_argument("--quick", action="store_true", help="a corner of the grid")
-    command.add_argument("--steps", type=int, default=512, help="sequence length T")
-    command.add_argument("--seconds", type=float, default=240, help="stop adding points after this time")
-    command.add_argument("--out", type=Path, help="directory for the results")
-    options = command.parse_args(argv)
-    if not torch.cuda.is_available():
-        command.error("no CUDA device found")
+def measure_layers(options: argparse.Namespace) -> list[dict]:
     hidden, batch = ((64, 512), (8,)) if options.quick else ((64, 128, 256, 512, 1024, 2048), (1, 8, 32, 128))
     grid = list(itertools.product(hidden, batch, DTYPES, KINDS, ("infer", "train")))
     points, start = [], time.monotonic()
@@ -230,15 +179,37 @@ def main(argv: list[str] | None = None) -> int:
         points.append(measure(kind, dtype, h, b, mode, options.steps, 30))
         us = points[-1]["us_per_step"]
         print(f"  {kind} {dtype} {mode} H={h} B={b}: {us['fastrnn']:.2f} us, cuDNN {us['cudnn']:.2f}", file=sys.stderr)
+    return points
+
+
+def main(argv: list[str] | None = None) -> int:
+    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_argument("--quick", action="store_true", help="a corner of the grid")
+    command.add_argument("--only", choices=("layers", "attention"), help="one of the two parts")
+    command.add_argument("--steps", type=int, default=512, help="sequence length T")
+    command.add_argument("--seconds", type=float, default=240, help="stop adding points after this time")
+    command.add_argument("--out", type=Path, help="directory for the results")
+    options = command.parse_args(argv)
+    if not torch.cuda.is_available():
+        command.error("no CUDA device found")
     machine = machine_info()
     name = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
     out = options.out or Path(__file__).resolve().parent / "results" / name
     out.mkdir(parents=True, exist_ok=True)
-    text = table(points, machine)
-    (out / "gpu.md").write_text(text)
-    (out / "gpu.json").write_text(json.dumps({"schema": 1, "machine": machine, "points": points}, indent=1) + "\n")
-    plot(out / "gpu.png", points, f"fastrnn against cuDNN, {machine['gpu']}, {machine['date']}")
-    print(text)
+    heading = ", ".join(f"{k} {v}" for k, v in machine.items())
+    if options.only != "attention":
+        points = measure_layers(options)
+        text = table(points, heading)
+        (out / "gpu.md").write_text(text)
+        (out / "gpu.json").write_text(json.dumps({"schema": 1, "machine": machine, "points": points}, indent=1) + "\n")
+        plot(out / "gpu.png", points, f"fastrnn against cuDNN, {machine['gpu']}, {machine['date']}")
+        print(text)
+    if options.only != "layers":
+        rows = gpu_attention.measure_all(options.quick)
+        text = gpu_attention.table(rows, heading)
+        (out / "gpu_attention.md").write_text(text)
+        (out / "gpu_attention.json").write_text(json.dumps({"machine": machine, "points": rows}, indent=1) + "\n")
+        print(text)
     return 0
 
 

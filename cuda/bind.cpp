@@ -1,35 +1,19 @@
 // fastrnn._cuda: the CUDA kernels on raw addresses, and what the CUDA runtime says about this machine.
 // Links the runtime statically and nothing of the driver, so it imports where there is neither GPU nor driver;
 // functions then answer with the reason instead of failing. Everything is checked in Python before it gets here.
-#include <cuda_runtime_api.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <atomic>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include "../csrc/cells/all.h"
+#include "bind.h"
 #include "plan.h"
 
 namespace py = pybind11;
 using namespace fastrnn;
 
 namespace {
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
-std::string describe(cudaError_t status) {
-  return std::string(cudaGetErrorName(status)) + ": " + cudaGetErrorString(status);
-}
-
-void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("fastrnn._cuda: ") + call + ": " + describe(status));
-}
-
 cudaError_t count_devices(int& count) {
   count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
@@ -50,12 +34,6 @@ std::string error() {
   const cudaError_t status = count_devices(count);
   if (status != cudaSuccess) return describe(status);
   return count > 0 ? "" : describe(cudaErrorNoDevice);
-}
-
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
 }
 
 py::dict describe_device(int device) {
@@ -92,30 +70,17 @@ int driver_version() {
 #define FASTRNN_NAME(name, Cell) #name,
 constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_NAME)};
 constexpr const char* kSpecialNames[] = {FASTRNN_FOR_EACH_REGULARISED_CELL(FASTRNN_NAME)};
-constexpr const char* kTypeNames[kNumCudaTypes] = {"float32", "float64", "bfloat16", "float16"};
 const CudaKernels* const kTypeKernels[2][kNumCudaTypes] = {
     {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16, kKernelsFloat16},
     {kSpecialFloat32, kSpecialFloat64, kSpecialBfloat16, kSpecialFloat16}};
 
-template <size_t N>
-int index_of(const char* const (&names)[N], const std::string& name, const char* what) {
-  std::string all;
-  for (size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return int(i);
-    all += std::string(all.empty() ? "" : ", ") + names[i];
-  }
-  throw std::invalid_argument(std::string("fastrnn._cuda: ") + what + " is '" + name + "', expected one of: " + all);
-}
 const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype, bool special = false) {
   const int index = special ? index_of(kSpecialNames, cell, "cell") : index_of(kCellNames, cell, "cell");
   return kTypeKernels[special][index_of(kTypeNames, dtype, "dtype")][index];
 }
 
 Chip chip_of(int device) {
-  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-  if (major < 8)
-    throw std::runtime_error("fastrnn: cuda:" + std::to_string(device) + " has compute capability " +
-                             std::to_string(major) + ".x, expected 8.0 (Ampere) or newer; move the module to cpu");
+  const int major = capability_of(device);
   return {attribute(cudaDevAttrMultiProcessorCount, device), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
           major >= 9 ? 16 : 1, attribute(cudaDevAttrCooperativeLaunch, device) != 0};
 }
@@ -143,20 +108,6 @@ void check_waits() {
       "Set FASTRNN_CUDA_SCHEDULE=stepwise to run without waits between thread blocks");
 }
 
-class OnDevice {
- public:
-  explicit OnDevice(int device) : device_(device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device_ != before_) check(cudaSetDevice(device_), "cudaSetDevice");
-  }
-  ~OnDevice() {
-    if (device_ != before_) cudaSetDevice(before_);
-  }
-
- private:
-  int device_, before_ = 0;
-};
-
 // On a device, clusters are also asked for: other work, or a slice of a chip, may leave no room for large ones.
 CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t B, int64_t H, int64_t D, bool backward,
               const std::string& schedule, int device, const std::optional<py::dict>& chip) {
@@ -172,15 +123,6 @@ CudaPlan plan(const std::string& cell, const std::string& dtype, int64_t B, int6
       return plan;
     own.largest_cluster = plan.geometry.ctas / 2;
   }
-}
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-template <class T>
-T* at(const Addresses& list, size_t i) {
-  return i < list.size() ? at<T>(list[i]) : nullptr;
 }
 
 struct Layer {  // the arguments that forward and backward share
@@ -352,6 +294,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
   m.def(
       "set_wait_limit", [](double seconds) { wait_limit_ns = uint64_t(seconds * 1e9); }, py::arg("seconds"),
       "How long a kernel waits for its other thread blocks; 0 makes every wait fail, for tests.");
+  bind_attention(m);
 #if defined(FASTRNN_CUDA_EMULATED)
   bind_emulation(m);
 #endif

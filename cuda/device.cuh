@@ -7,7 +7,16 @@
 
 namespace fastrnn {
 namespace device {
-enum Site { kSiteLoaded, kSiteProduct, kSiteExchange, kSiteReceived, kSiteCount };
+enum Site {
+  kSiteLoaded,
+  kSiteProduct,
+  kSiteExchange,
+  kSiteReceived,
+  kSiteWarps,  // attention: what each warp has found is there, and the tile before has been read
+  kSiteTile,   // a tile is in place
+  kSiteSums,   // the warps' sums are there, and the tile has been read
+  kSiteCount
+};
 struct Launch {
   unsigned x, y, z;  // grid
   unsigned threads;
@@ -32,6 +41,13 @@ namespace device {
 __device__ __forceinline__ void sync_block(Site) { __syncthreads(); }
 __device__ __forceinline__ float shuffle_xor(float v, int lane) { return __shfl_xor_sync(~0u, v, lane); }
 __device__ __forceinline__ double shuffle_xor(double v, int lane) { return __shfl_xor_sync(~0u, v, lane); }
+// 1 / x: within one ulp for 2^-126 <= |x| <= 2^126.
+__device__ __forceinline__ float reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
 
 // d += a b: a is 16 x 16 (row), b 16 x 8 (column), d 16 x 8, in the lanes' fragments that PTX defines for m16n8k16.
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

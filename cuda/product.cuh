@@ -5,7 +5,7 @@
 // Every sum is taken in one order, whatever is kept where.
 #include <initializer_list>
 
-#include "device.cuh"
+#include "element.cuh"
 #include "params.h"
 
 namespace fastrnn {
@@ -17,23 +17,6 @@ struct ProductShape {
   __host__ __device__ int slots() const { return (items() + kWarps - 1) / kWarps; }
   __host__ __device__ int tiles_per_warp() const { return slots() * k_tiles; }
 };
-
-__device__ inline float widen(float v) { return v; }
-__device__ inline double widen(double v) { return v; }
-__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ inline float widen(__half v) { return __half2float(v); }
-template <class E, class A>
-__device__ inline E narrow(A v) {
-  return v;
-}
-template <>
-__device__ inline __nv_bfloat16 narrow(float v) {
-  return __float2bfloat16_rn(v);
-}
-template <>
-__device__ inline __half narrow(float v) {
-  return __float2half_rn(v);
-}
 
 // float and double: each lane takes every 32nd k of 4 x 8 outputs; a butterfly then leaves one output in each lane.
 template <class E>

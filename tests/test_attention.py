@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
+from attention_cases import FUNCTIONS, both, make, options_of, results  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import DeviceError, DTypeError, ShapeError, _core, nn, reference  # noqa: E402
 from fastrnn.functional import additive_attention, additive_scores, dot_attention, dot_scores  # noqa: E402
 
-FUNCTIONS = {"additive": additive_attention, "dot": dot_attention}
 # B, Tq, Tk, D, Dv: ones, odd numbers, more than a tile of each, whole vectors, no values at all.
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -26,51 +26,6 @@ SHAPES = [
 # A score sums D terms of rounding error 2^-24 |v| each and the softmax multiplies by it (4e-6 at D = 130 with v normal);
 # the gradient of v sums B*Tq*Tk such terms.
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-13}
-
-
-def make(score, shape, dtype, size=1.0, seed=0):
-    """query, key, value and, where the score has one, v; dot products are kept near one by small queries."""
-    B, Tq, Tk, D, Dv = shape
-    g = torch.Generator().manual_seed(seed)
-    sizes = ((B, Tq, D), (B, Tk, D), (B, Tk, Dv), (D,))[: 4 if score == "additive" else 3]
-    factors = (size, size, 1, 1) if score == "additive" else (size / max(D, 1) ** 0.5, 1, 1)
-    tensors = [torch.randn(n, generator=g, dtype=torch.float64) * f for n, f in zip(sizes, factors)]
-    return [t.to(dtype).requires_grad_() for t in tensors]
-
-
-def options_of(name, shape, dtype, seed=0):
-    """The options that `name` lists, as keywords of the functions."""
-    B, Tq, Tk, _, _ = shape
-    g = torch.Generator().manual_seed(seed)
-    made = {
-        "lengths": lambda: torch.randint(0, Tk + 1, (B,), generator=g),
-        "mask": lambda: torch.rand(B, Tq, Tk, generator=g) < 0.6,
-        "causal": lambda: torch.ones(Tq, Tk, dtype=torch.bool).tril(),
-        "scale": lambda: 0.37,
-        "bias": lambda: torch.randn(B, Tq, Tk, generator=g, dtype=torch.float64).to(dtype).requires_grad_(),
-        "row": lambda: torch.randn(Tk, generator=g, dtype=torch.float64).to(dtype).requires_grad_(),
-    }
-    keywords = {"causal": "mask", "row": "bias"}
-    return {keywords.get(word, word): made[word]() for word in name.split()}
-
-
-def results(function, tensors, bias=None):
-    """Outputs and all gradients, of the weights' too."""
-    context, weights = function(*tensors)
-    g = torch.Generator().manual_seed(1)
-    ups = [torch.randn(t.shape, generator=g, dtype=torch.float64).to(t.dtype) for t in (context, weights)]
-    inputs = dict(zip(("dquery", "dkey", "dvalue", "dv"), tensors)) | ({} if bias is None else {"dbias": bias})
-    found = torch.autograd.grad([context, weights], list(inputs.values()), ups)
-    return {"context": context, "weights": weights} | dict(zip(inputs, found))
-
-
-def both(score, tensors, options):
-    """What the kernels give and what the oracle gives in float64."""
-    got = results(lambda *t: FUNCTIONS[score](*t, **options), tensors, options.get("bias"))
-    exact = [t.detach().double().requires_grad_() for t in tensors]
-    wide = {name: o.detach().double().requires_grad_() if name == "bias" else o for name, o in options.items()}
-    want = results(lambda *t: reference.attention(score, *t, **wide), exact, wide.get("bias"))
-    return got, want
 
 
 # size 30: pre-activations leave the range in which exponentials are used; 6: that in which two terms share a division.

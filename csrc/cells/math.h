@@ -12,6 +12,8 @@
 namespace fastrnn {
 FASTRNN_HD float exp(float x) { return ::expf(x); }
 FASTRNN_HD double exp(double x) { return ::exp(x); }
+FASTRNN_HD float log(float x) { return ::logf(x); }
+FASTRNN_HD double log(double x) { return ::log(x); }
 FASTRNN_HD float tanh(float x) { return ::tanhf(x); }
 FASTRNN_HD double tanh(double x) { return ::tanh(x); }
 // max(a, b) is NaN when a is NaN, as in torch.relu.

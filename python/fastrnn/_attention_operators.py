@@ -1,4 +1,4 @@
-"""Attention with any score function of `_core` as one differentiable operation, over three call paths to one kernel.
+"""Attention with any score function of `_core` as one differentiable operation, over three call paths to one backend.
 
 1. eager, no gradient: a raw call;
 2. eager with gradient: a classic autograd.Function around the same call;
@@ -12,21 +12,12 @@ they take the place of the weights, and context is empty.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from . import _checks, _core, ops, reference
-from ._attention_masks import cleared, hidden_keys
-from ._memory import address_of, aligned, check_storage, dense
-from ._tensor_checks import check_lengths_within
+from . import _backends, _checks, ops, reference
+from ._attention_kernels import SCORES, WITH_V, new_gradients, new_outputs
 from ._transforms import transformable
-from .threads import current as current_threads
-
-SCORES = tuple(_core.SCORES)
-WITH_V = ("additive",)  # scores with a parameter v
 
 _ARGS = (
     "str score, Tensor query, Tensor key, Tensor? value, Tensor? v, Tensor? lengths, Tensor? mask, Tensor? bias, "
@@ -58,7 +49,7 @@ def attention(
         return _forward_anywhere(score, *tensors, scale)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Eager.apply(score, *tensors, scale)
-    return _forward(score, *tensors, scale)
+    return _backends.attention_of(query).forward(score, *tensors, scale)
 
 
 class _Eager(torch.autograd.Function):
@@ -66,7 +57,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, score, query, key, value, v, lengths, mask, bias, scale):
-        context, weights = _forward(score, query, key, value, v, lengths, mask, bias, scale)
+        arguments = (score, query, key, value, v, lengths, mask, bias, scale)
+        context, weights = _backends.attention_of(query).forward(*arguments)
         ctx.save_for_backward(query, key, value, v, lengths, mask, bias, weights)
         ctx.score, ctx.scale = score, scale
         ctx.set_materialize_grads(False)
@@ -75,95 +67,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dcontext, dweights):
         raw = not (torch.is_grad_enabled() or ops.is_watched() or ops.is_exotic((dcontext, dweights)))
-        return _differentiate(ctx, dcontext, dweights, _backward if raw else _backward_anywhere)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Raw calls
-
-
-def _pairs(function: str, name: str, t: Tensor | None) -> tuple[Tensor | None, list[int]]:
-    """An array [B, Tq, Tk] whose memory can be read as it is, and its strides."""
-    if t is None:
-        return None, [0, 0, 0]
-    check_storage(function, name, t)
-    t = aligned(t.resolve_neg())
-    return t, list(t.stride())
-
-
-def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
-    """The call as _core takes it, and the tensors whose memory it reads."""
-    f = f"{score}_attention"
-    named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
-    tensors = [dense(f, name, t) for name, t in named.items()]
-    (mask, mask_strides), (bias, bias_strides) = _pairs(f, "mask", mask), _pairs(f, "bias", bias)
-    (B, Tq, D), Tk, Dv = query.shape, key.shape[1], 0 if value is None else value.shape[2]
-    if lengths is not None:
-        check_lengths_within(f, lengths, Tk)
-    addresses = [address_of(t) for t in tensors]
-    if value is not None and not addresses[2]:
-        addresses[2] = addresses[0] or 64  # empty; zero would ask for raw scores
-    call = _core.Attention(
-        score, query.element_size(), B, Tq, Tk, D, Dv, *addresses, address_of(mask), mask_strides, address_of(bias),
-        bias_strides, scale,
-    )  # fmt: skip
-    return call, (tensors, mask, bias)
-
-
-def _finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether sums are finite: a little more than whether elements are, and cheaper."""
-    return all(math.isfinite(t.sum()) for t in tensors)
-
-
-def _without_hidden(key, value, mask, bias):
-    """Keys and values with zeros where `mask` and `bias` hide them from every query.
-
-    The kernels multiply them by a weight of zero, which is not zero for NaN and infinity. That is rare enough to look at
-    the results, which are small, and to compute them again.
-    """
-    hidden = hidden_keys(mask, bias)
-    return cleared(key, hidden), cleared(value, hidden)
-
-
-def _forward(score, query, key, value, v, lengths, mask, bias, scale, again=True):
-    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
-    context, weights = _forward_fake(score, query, key, value, v, lengths, mask, bias, scale)
-    _core.attention_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
-    if again and value is not None and (mask is not None or bias is not None) and not _finite((context,)):
-        key, value = _without_hidden(key, value, mask, bias)
-        return _forward(score, query, key, value, v, lengths, mask, bias, scale, False)
-    return context, weights
-
-
-def _backward(
-    score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, again=True
-):
-    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
-    named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
-    weights, dcontext, dweights = (dense(f"{score}_attention", name, t) for name, t in named.items())
-    found = _backward_fake(
-        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
-    )
-    _core.attention_backward(
-        call, weights.data_ptr(), address_of(dcontext), address_of(dweights), *map(address_of, found), current_threads()
-    )
-    if again and value is not None and (mask is not None or bias is not None) and not _finite(found):
-        key, value = _without_hidden(key, value, mask, bias)
-        return _backward(
-            score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, False
-        )
-    return found
-
-
-def _forward_fake(score, query, key, value, v, lengths, mask, bias, scale):
-    (B, Tq, _), Tk = query.shape, key.shape[1]
-    context = query.new_empty(0) if value is None else query.new_empty(B, Tq, value.shape[2])
-    return context, query.new_empty(B, Tq, Tk)
-
-
-def _backward_fake(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
-    like = (query, key, value, v, weights if with_dbias else None)
-    return tuple(query.new_empty((0,) if t is None else t.shape) for t in like)
+        return _differentiate(ctx, dcontext, dweights, raw)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,8 +79,9 @@ def _check_call(score, query, key, value, v, lengths, mask, bias) -> None:
     f = "attention"
     if score not in SCORES:
         raise ValueError(f"{f}: score is {score!r}, expected one of {', '.join(SCORES)}")
-    if query.dtype not in (torch.float32, torch.float64):
-        raise _checks.dtype_error(f, "query", query.dtype, "torch.float32 or torch.float64")
+    kinds = _backends.attention_of(query).DTYPES
+    if query.dtype not in kinds:
+        raise _checks.dtype_error(f, "query", query.dtype, " or ".join(map(str, kinds)))
     _checks.check_rank(f, "query", query.shape, "(B, Tq, D)")
     _checks.check_rank(f, "key", key.shape, "(B, Tk, D)")
     (B, Tq, D), Tk = query.shape, key.shape[1]
@@ -185,20 +90,24 @@ def _check_call(score, query, key, value, v, lengths, mask, bias) -> None:
     shapes = {"key": (key, (B, Tk, D)), "v": (v, (D,)), "bias": (bias, (B, Tq, Tk))}
     shapes["value"] = (value, (B, Tk, value.shape[-1] if value is not None and value.ndim else 0))
     for name, (t, shape) in shapes.items():
-        if t is not None:
-            _checks.check_shape(f, name, t.shape, "its shape", shape)
-            if t.dtype is not query.dtype:
-                raise _checks.dtype_error(f, name, t.dtype, f"{query.dtype} (the dtype of query)")
+        _check_like(f, name, t, shape, query)
     for name, t, shape, dtype in (("lengths", lengths, (B,), torch.int64), ("mask", mask, (B, Tq, Tk), torch.bool)):
-        if t is not None:
-            _checks.check_shape(f, name, t.shape, "its shape", shape)
-            if t.dtype is not dtype:
-                raise _checks.dtype_error(f, name, t.dtype, dtype)
+        _check_like(f, name, t, shape, query, dtype)
+
+
+def _check_like(function, name, t, shape, query, dtype=None) -> None:
+    if t is None:
+        return
+    _checks.check_shape(function, name, t.shape, "its shape", shape)
+    if t.dtype is not (dtype or query.dtype):
+        raise _checks.dtype_error(function, name, t.dtype, dtype or f"{query.dtype} (the dtype of query)")
+    if t.device != query.device:
+        raise _checks.device_error(function, name, t.device, f"{query.device} (the device of query)")
 
 
 def _forward_op(score, query, key, value, v, lengths, mask, bias, scale):
     _check_call(score, query, key, value, v, lengths, mask, bias)
-    return _forward(score, query, key, value, v, lengths, mask, bias, scale)
+    return _backends.attention_of(query).forward(score, query, key, value, v, lengths, mask, bias, scale)
 
 
 def _backward_op(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
@@ -210,11 +119,8 @@ def _backward_op(score, query, key, value, v, lengths, mask, bias, scale, weight
     for name, (t, shape) in above.items():
         if t is None and name == ("dweights" if value is None else "dcontext"):
             raise ValueError(f"attention_backward: {name} is None, expected a tensor of shape {shape}")
-        if t is not None:
-            _checks.check_shape("attention_backward", name, t.shape, "its shape", shape)
-            if t.dtype is not query.dtype:
-                raise _checks.dtype_error("attention_backward", name, t.dtype, f"{query.dtype} (the dtype of query)")
-    return _backward(
+        _check_like("attention_backward", name, t, shape, query)
+    return _backends.attention_of(query).backward(
         score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
     )  # fmt: skip
 
@@ -226,7 +132,7 @@ def _save_forward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dcontext, dweights, backward=None):
+def _differentiate(ctx, dcontext, dweights, raw=False):
     query, key, value, v, lengths, mask, bias, weights = ctx.saved_tensors
     if value is not None and dcontext is None:
         dcontext = query.new_zeros(*query.shape[:2], value.shape[2])
@@ -234,7 +140,7 @@ def _differentiate(ctx, dcontext, dweights, backward=None):
         dcontext, dweights = None, torch.zeros_like(weights) if dweights is None else dweights
     wanted = bias is not None and ctx.needs_input_grad[7]
     inputs = (ctx.score, query, key, value, v, lengths, mask, bias, ctx.scale)
-    call = backward or _backward_anywhere
+    call = _backends.attention_of(query).backward if raw else _backward_anywhere
     dquery, dkey, dvalue, dv, dbias = call(*inputs, weights, dcontext, dweights, wanted)
     present = (value is not None, v is not None, wanted)
     dvalue, dv, dbias = (t if there else None for t, there in zip((dvalue, dv, dbias), present))
@@ -274,10 +180,11 @@ def _differentiate_twice(ctx, *above):
     return None, *first, None, None, found.get("bias"), None, None, found.get("dcontext"), found.get("dweights"), None
 
 
-_lib.impl("attention", _forward_op, "CPU")
-_lib.impl("attention_backward", _backward_op, "CPU")
-torch.library.register_fake("fastrnn::attention", _forward_fake, lib=_lib)
-torch.library.register_fake("fastrnn::attention_backward", _backward_fake, lib=_lib)
+for _device in ("CPU", "CUDA"):
+    _lib.impl("attention", _forward_op, _device)
+    _lib.impl("attention_backward", _backward_op, _device)
+torch.library.register_fake("fastrnn::attention", new_outputs, lib=_lib)
+torch.library.register_fake("fastrnn::attention_backward", new_gradients, lib=_lib)
 torch.library.register_autograd("fastrnn::attention", _differentiate, setup_context=_save_forward, lib=_lib)
 torch.library.register_autograd(
     "fastrnn::attention_backward", _differentiate_twice, setup_context=_save_backward, lib=_lib

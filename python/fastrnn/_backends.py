@@ -9,12 +9,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _cuda_kernels, _kernels
+from . import _attention_kernels, _cuda_attention, _cuda_kernels, _kernels
 
 
 def kernels_of(x: Tensor) -> ModuleType:
     """The module that runs layers on the device of x; both modules have the same functions."""
     return _cuda_kernels if x.is_cuda else _kernels
+
+
+def attention_of(x: Tensor) -> ModuleType:
+    """The module that runs attention on the device of x; both modules have the same functions."""
+    return _cuda_attention if x.is_cuda else _attention_kernels
 
 
 def why_not(device_type: str) -> str:

@@ -1,5 +1,6 @@
 """The CUDA kernels on raw addresses; absent from a build for the CPU alone."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 class Device(TypedDict):
@@ -61,3 +62,22 @@ def rnn_backward(
 ) -> None: ...  # fmt: skip
 def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
 def set_wait_limit(seconds: float) -> None: ...
+
+# Attention, see cuda/attention.h. sizes: B, Tq, Tk, D; inputs: query, key, v, lengths; mask and bias: address and strides.
+_Pairs = tuple[int, list[int]]
+
+def attention_softmax(
+    dtype: str, device: int, stream: int, sizes: Sequence[int], lengths: int, mask: _Pairs, bias: _Pairs, scale: float,
+    scores: int, weights: int, /,
+) -> None: ...  # fmt: skip
+def attention_softmax_gradient(
+    dtype: str, device: int, stream: int, sizes: Sequence[int], scale: float, weights: int, dweights: int, gradient: int,
+    dbias: int, /,
+) -> None: ...  # fmt: skip
+def additive_scores(
+    dtype: str, device: int, stream: int, sizes: Sequence[int], inputs: Sequence[int], scores: int, /
+) -> None: ...
+def additive_gradients(
+    dtype: str, device: int, stream: int, sizes: Sequence[int], inputs: Sequence[int], dscores: int, dquery: int,
+    dkey: int, dquery_sums: int, dv_parts: int, /,
+) -> None: ...  # fmt: skip

@@ -32,6 +32,14 @@ def dense(function: str, name: str, t: Tensor | None) -> Tensor | None:
     return aligned(t.resolve_neg().contiguous())
 
 
+def in_place(function: str, name: str, t: Tensor | None) -> Tensor | None:
+    """The tensor as memory that can be read through its strides, without a copy where it is aligned; None stays None."""
+    if t is None:
+        return None
+    check_storage(function, name, t)
+    return aligned(t.resolve_neg())
+
+
 def address_of(t: Tensor | None) -> int:
     """Where the memory is; 0 for None."""
     return 0 if t is None else t.data_ptr()

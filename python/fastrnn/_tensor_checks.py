@@ -65,8 +65,19 @@ def check_memory(function: str, name: str, t: Tensor) -> None:
         check_storage(function, name, t)
 
 
-def as_lengths(function: str, lengths: Tensor | Sequence[int], B: int | None, like: Tensor, name: str = "x") -> Tensor:
-    """Lengths as an int64 tensor beside `like` (the argument `name`), of shape [B] if B is given; values are not looked at."""
+def as_lengths(
+    function: str,
+    lengths: Tensor | Sequence[int],
+    B: int | None,
+    like: Tensor,
+    name: str = "x",
+    T: int | None = None,
+) -> Tensor:
+    """Lengths as an int64 tensor beside `like` (the argument `name`), of shape [B] if B is given.
+
+    Values are looked at only if T is given and they are about to leave the CPU: kernels for CPUs look themselves, those for
+    other devices clamp.
+    """
     if not isinstance(lengths, Tensor):
         lengths = _tensor_of(function, lengths)
     check_dense(function, "lengths", lengths)
@@ -76,6 +87,8 @@ def as_lengths(function: str, lengths: Tensor | Sequence[int], B: int | None, li
     if lengths.is_meta and not like.is_meta:
         raise _checks.device_error(function, "lengths", lengths.device, f"{like.device} (the device of {name})")
     check_memory(function, "lengths", lengths)
+    if T is not None and lengths.device != like.device:
+        check_lengths_within(function, lengths, T)
     return lengths.to(like.device, torch.int64)
 
 
@@ -90,8 +103,8 @@ def _tensor_of(function: str, lengths: object) -> Tensor:
 
 
 def check_lengths_within(function: str, lengths: Tensor, T: int) -> None:
-    """Raises if lengths reach outside the sequence, where their values can be seen."""
+    """Raises if lengths reach outside the sequence, where their values can be seen without waiting for a device."""
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if lengths.numel() and not lengths.is_meta and not traced:
+    if lengths.numel() and lengths.device.type == "cpu" and not traced:
         lowest, highest = (int(n) for n in lengths.aminmax())
         _checks.check_lengths(function, lowest, highest, T)

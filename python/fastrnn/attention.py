@@ -1,4 +1,4 @@
-"""Attention as functions, over the kernels of `_core`: scores, softmax and context as one differentiable operation."""
+"""Attention as functions: scores, softmax and context as one differentiable operation, on CPUs and CUDA."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _backends, _checks
 from ._attention_checks import check_scale, check_shapes
+from ._attention_kernels import WITH_V
 from ._attention_masks import as_mask, expanded
-from ._attention_operators import WITH_V, attention
+from ._attention_operators import attention
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
@@ -33,12 +34,12 @@ def additive_attention(
     of the values. Memory grows with Tq*Tk, not with Tq*Tk*D; gradients flow through the weights as well.
 
     Args:
-        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
+        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 with sums in float32.
         key: [B, Tk, D].
         value: [B, Tk, Dv].
         v: [D].
         scale: what scores are multiplied by, 1/temperature.
-        lengths: [B] integers in [0, Tk], the keys of each row that are real.
+        lengths: [B] integers in [0, Tk], the keys of each row that are real; clamped, not checked, on a GPU.
         mask: bool [B, Tq, Tk], or broadcast to it; true where a key may be attended.
         bias: [B, Tq, Tk], or broadcast to it, of query's dtype; added to the scaled scores, -inf hides a key.
 
@@ -71,7 +72,7 @@ def dot_attention(
     1/sqrt(D) is that of Vaswani et al. (2017, arXiv 1706.03762).
 
     Args:
-        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
+        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 with sums in float32.
         key: [B, Tk, D].
         value: [B, Tk, Dv].
         scale, lengths, mask, bias: as in additive_attention().
@@ -93,7 +94,7 @@ def additive_scores(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
     """The scores of additive attention alone: sum over d of v[d] tanh(query[q, d] + key[k, d]).
 
     Args:
-        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 through float32.
+        query: [B, Tq, D]; float32 or float64, bfloat16 and float16 with sums in float32.
         key: [B, Tk, D].
         v: [D].
 
@@ -145,7 +146,7 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
     scale = check_scale(function, scale)
     B, Tq, Tk = *query.shape[:2], key.shape[1]
     if lengths is not None:
-        lengths = as_lengths(function, lengths, B, query, "query")
+        lengths = as_lengths(function, lengths, B, query, "query", Tk)
     if mask is not None:
         mask = as_mask(function, mask, "(B, Tq, Tk)", (B, Tq, Tk), query, "query")
     if bias is not None:
@@ -156,15 +157,16 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
 
 def _cast(*tensors: object) -> tuple[tuple, torch.dtype | None]:
     """The tensors as autocast wants them, and the dtype of the results (that of the first)."""
-    if torch.is_autocast_enabled("cpu"):
-        narrow = torch.get_autocast_dtype("cpu")
+    device = "cuda" if isinstance(tensors[0], Tensor) and tensors[0].is_cuda else "cpu"
+    if torch.is_autocast_enabled(device):
+        narrow = torch.get_autocast_dtype(device)
         kinds = (torch.float32, torch.bfloat16, torch.float16)
         tensors = tuple(t.to(narrow) if isinstance(t, Tensor) and t.dtype in kinds else t for t in tensors)
     return tensors, getattr(tensors[0], "dtype", None)
 
 
 def _in_kernel_dtype(dtype, score, query, key, value, v, lengths=None, mask=None, bias=None, scale=1.0):
-    if dtype in (torch.float32, torch.float64):
+    if dtype in _backends.attention_of(query).DTYPES:
         return attention(score, query, key, value, v, lengths, mask, bias, scale)
     query, key, value, v, bias = (None if t is None else t.float() for t in (query, key, value, v, bias))
     context, weights = attention(score, query, key, value, v, lengths, mask, bias, scale)
@@ -184,7 +186,7 @@ def _check_tensors(function: str, named: dict[str, object]) -> None:
 def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
     check_floats(function, name, t)
     check_like(function, name, t, query, "query")
-    if t.device.type not in ("cpu", "meta"):
-        raise _checks.device_error(function, name, t.device, "cpu: attention has no CUDA kernel yet")
+    if reason := _backends.why_not(t.device.type):
+        raise _checks.device_error(function, name, t.device, f"a device with kernels: {reason}")
     if t.dtype in NARROW_DTYPES:  # converted by torch
         check_memory(function, name, t)

@@ -14,5 +14,6 @@ void bind_emulation(py::module_& m) {
   m.def("set_capability", [](int major) { settings.capability = major; });
   m.def("set_old_driver", [](bool old) { settings.old_driver = old; });
   m.def("set_launches_fail", [](bool fail) { settings.launches_fail = fail; });
+  m.def("set_wrong_lane", [](int distance) { settings.wrong_lane = distance; });
   m.def("set_push_offset", [](int bytes) { settings.push_offset = bytes; });
 }

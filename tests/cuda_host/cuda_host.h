@@ -72,6 +72,7 @@ struct Settings {
   bool left_out[device::kSiteCount] = {};  // barriers that a test removes
   int largest_cluster = 16;                // that finds room
   int push_offset = 0;                     // bytes that a test adds to where pushes land
+  int wrong_lane = 0;                      // a distance that a test adds to that of the lanes of a shuffle
   int capability = 9;                      // major compute capability of the device
   bool old_driver = false, launches_fail = false;
 };
@@ -128,8 +129,13 @@ inline void sync_block(Site site) {
 template <class T>
 T shuffle_xor(T v, int lane) {
   T other;
-  emulation::with_warp(v, [&](auto of) { other = of(int(threadIdx.x % 32) ^ lane); });
+  const int from = int(threadIdx.x % 32) ^ lane ^ emulation::settings.wrong_lane;
+  emulation::with_warp(v, [&](auto of) { other = of(from); });
   return other;
+}
+template <class T>
+T reciprocal(T x) {
+  return 1 / x;
 }
 template <class E>
 void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, E) {

@@ -1,0 +1,103 @@
+"""Attention on CPUs seen from torch: from tensors that have been checked to addresses for `_core`, and back.
+
+The order everywhere: score, query, key, value, v, lengths, mask, bias, scale; mask and bias [B, Tq, Tk], lengths int64.
+Without value the raw scores are wanted: they take the place of the weights, and context is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _core
+from ._attention_masks import cleared, hidden_keys
+from ._memory import address_of, dense, in_place
+from ._tensor_checks import check_lengths_within
+from .threads import current as current_threads
+
+DTYPES = (torch.float32, torch.float64)
+SCORES = tuple(_core.SCORES)
+WITH_V = ("additive",)  # scores with a parameter v
+
+
+def strides_of(pairs: Tensor | None) -> list[int]:
+    """Strides of an array [B, Tq, Tk]; zeros for None."""
+    return [0, 0, 0] if pairs is None else list(pairs.stride())
+
+
+def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
+    """The call as _core takes it, and the tensors whose memory it reads."""
+    f = f"{score}_attention"
+    named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
+    tensors = [dense(f, name, t) for name, t in named.items()]
+    mask, bias = in_place(f, "mask", mask), in_place(f, "bias", bias)
+    (B, Tq, D), Tk, Dv = query.shape, key.shape[1], 0 if value is None else value.shape[2]
+    if lengths is not None:
+        check_lengths_within(f, lengths, Tk)
+    addresses = [address_of(t) for t in tensors]
+    if value is not None and not addresses[2]:
+        addresses[2] = addresses[0] or 64  # empty; zero would ask for raw scores
+    call = _core.Attention(
+        score, query.element_size(), B, Tq, Tk, D, Dv, *addresses, address_of(mask), strides_of(mask), address_of(bias),
+        strides_of(bias), scale,
+    )  # fmt: skip
+    return call, (tensors, mask, bias)
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether sums are finite: a little more than whether elements are, and cheaper."""
+    return all(math.isfinite(t.sum()) for t in tensors)
+
+
+def _without_hidden(key, value, mask, bias):
+    """Keys and values with zeros where `mask` and `bias` hide them from every query.
+
+    The kernels multiply them by a weight of zero, which is not zero for NaN and infinity. That is rare enough to look at
+    the results, which are small, and to compute them again.
+    """
+    hidden = hidden_keys(mask, bias)
+    return cleared(key, hidden), cleared(value, hidden)
+
+
+def forward(score, query, key, value, v, lengths, mask, bias, scale, again=True):
+    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale)
+    _core.attention_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
+    if again and value is not None and (mask is not None or bias is not None) and not _finite((context,)):
+        key, value = _without_hidden(key, value, mask, bias)
+        return forward(score, query, key, value, v, lengths, mask, bias, scale, False)
+    return context, weights
+
+
+def backward(
+    score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, again=True
+):
+    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
+    weights, dcontext, dweights = (dense(f"{score}_attention", name, t) for name, t in named.items())
+    found = new_gradients(
+        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
+    )
+    _core.attention_backward(
+        call, weights.data_ptr(), address_of(dcontext), address_of(dweights), *map(address_of, found), current_threads()
+    )
+    if again and value is not None and (mask is not None or bias is not None) and not _finite(found):
+        key, value = _without_hidden(key, value, mask, bias)
+        return backward(
+            score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, False
+        )
+    return found
+
+
+def new_outputs(score, query, key, value, v, lengths, mask, bias, scale):
+    (B, Tq, _), Tk = query.shape, key.shape[1]
+    context = query.new_empty(0) if value is None else query.new_empty(B, Tq, value.shape[2])
+    return context, query.new_empty(B, Tq, Tk)
+
+
+def new_gradients(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+    like = (query, key, value, v, weights if with_dbias else None)
+    return tuple(query.new_empty((0,) if t is None else t.shape) for t in like)
