@@ -235,9 +235,11 @@ def test_scores_and_module_compile():
     for function, inputs in ((additive_scores, (query, key, v)), (dot_scores, (query, key, 0.3))):
         torch.testing.assert_close(torch.compile(function, backend="aot_eager")(*inputs), function(*inputs))
     module, q, m = nn.AdditiveAttention(3, 4, 8), torch.randn(2, 5, 3), torch.randn(2, 7, 4)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for a, b in zip(module(q, m, lengths=torch.tensor([7, 2])), compiled(q, m, lengths=torch.tensor([7, 2]))):
-        torch.testing.assert_close(a, b)
+    for dynamic in (None, True):  # the second makes the temperature a symbol
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        options = {"lengths": torch.tensor([7, 2]), "mask": torch.rand(2, 5, 7) < 0.7}
+        for a, b in zip(module(q, m, **options), compiled(q, m, **options)):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("score", FUNCTIONS)

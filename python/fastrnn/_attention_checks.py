@@ -28,6 +28,6 @@ def check_shapes(function: str, shapes: Mapping[str, Sequence[int]]) -> None:
 
 def check_scale(function: str, scale: object) -> float:
     """The scale of scores as a float; raises ValueError unless it is a finite number."""
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not -math.inf < scale < math.inf:
         raise ValueError(f"{function}: scale is {scale!r}, expected a finite number")
     return float(scale)
