@@ -24,24 +24,6 @@ CellId cell_id(const std::string& name) {
   throw std::invalid_argument("fastrnn: cell is '" + name + "', expected one of: " + names);
 }
 
-// Lets Ctrl-C through in long calls: between chunks of time steps, at most every 50 ms, the calling thread asks Python.
-struct Interrupt {
-  int stop = 0;
-  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
-
-  static void poll(void* self) {
-    Interrupt& me = *static_cast<Interrupt*>(self);
-    const auto now = std::chrono::steady_clock::now();
-    if (now - me.last < std::chrono::milliseconds(50)) return;
-    me.last = now;
-    py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) __atomic_store_n(&me.stop, 1, __ATOMIC_RELEASE);
-  }
-  RunOptions options(const std::string& schedule, int threads) {
-    return {schedule.c_str(), threads, &stop, &Interrupt::poll, this};
-  }
-};
-
 template <class T>
 RnnWeights<T> weights_of(const Addresses& list, size_t first) {
   return {at<const T>(list, first), at<const T>(list, first + 1), at<const T>(list, first + 2),
@@ -80,16 +62,6 @@ void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stri
   p.reset_stride_b = reset_stride_b;
 }
 
-template <class T, class Params, class Run>
-void run_interruptible(const Params& p, const std::string& schedule, int threads, Run run) {
-  Interrupt interrupt;
-  {
-    py::gil_scoped_release release;
-    run(p, interrupt.options(schedule, threads));
-  }
-  if (interrupt.stop) throw py::error_already_set();
-}
-
 void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
                  int64_t D, Address x, int64_t x_stride_t, int64_t x_stride_b, const Addresses& weights,
                  const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
@@ -107,7 +79,7 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
     p.y_stride_b = y_stride_b;
     for (int s = 0; s < kMaxStates; ++s) p.states_out[s] = at<E>(states_out, s);
     p.reserve = p.segment_steps ? nullptr : at<E>(reserve);
-    run_interruptible<E>(p, schedule, threads, [&](const auto& q, const RunOptions& o) { run_forward<E>(id, q, o); });
+    run_interruptible(schedule, threads, [&](const RunOptions& options) { run_forward<E>(id, p, options); });
   };
   itemsize == 4 ? call(0.0f) : call(0.0);
 }
@@ -152,7 +124,7 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
     for (int d = 0; d < D; ++d)
       p.grads[d] = {at<E>(dweights, 5 * d), at<E>(dweights, 5 * d + 1), at<E>(dweights, 5 * d + 2),
                     at<E>(dweights, 5 * d + 3), at<E>(dweights, 5 * d + 4)};
-    run_interruptible<E>(p, schedule, threads, [&](const auto& q, const RunOptions& o) { run_backward<E>(id, q, o); });
+    run_interruptible(schedule, threads, [&](const RunOptions& options) { run_backward<E>(id, p, options); });
   };
   itemsize == 4 ? call(0.0f) : call(0.0);
 }

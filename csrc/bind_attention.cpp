@@ -51,8 +51,7 @@ void attention_forward(const AttentionArguments& a, Address context, Address wei
     a.fill(p);
     p.context = at<E>(context);
     p.weights = at<E>(weights);
-    py::gil_scoped_release release;
-    run_attention_forward(a.score, p, threads);
+    run_interruptible("", threads, [&](const RunOptions& options) { run_attention_forward(a.score, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
@@ -71,8 +70,7 @@ void attention_backward(const AttentionArguments& a, Address weights, Address dc
     p.dvalue = at<E>(dvalue);
     p.dv = at<E>(dv);
     p.dbias = at<E>(dbias);
-    py::gil_scoped_release release;
-    run_attention_backward(a.score, p, threads);
+    run_interruptible("", threads, [&](const RunOptions& options) { run_attention_backward(a.score, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }

@@ -38,8 +38,7 @@ void decoder_forward(const DecoderArguments& a, Address outputs, Address weights
     p.h = at<E>(h);
     p.c = at<E>(c);
     p.reserve = at<E>(reserve);
-    py::gil_scoped_release release;
-    run_decoder_forward(a.cell, p, threads);
+    run_interruptible("", threads, [&](const RunOptions& options) { run_decoder_forward(a.cell, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
@@ -57,8 +56,7 @@ void decoder_backward(const DecoderArguments& a, const std::array<Address, 6>& g
     E** to[] = {&p.dgates, &p.dmemory, &p.dkeys,    &p.dh0, &p.dc0,        &p.dfeed0,   &p.dw_hh,
                 &p.db_hh,  &p.dw_feed, &p.dw_query, &p.dv,  &p.dw_context, &p.dw_hidden};
     for (int i = 0; i < 13; ++i) *to[i] = at<E>(found[i]);
-    py::gil_scoped_release release;
-    run_decoder_backward(a.cell, p, threads);
+    run_interruptible("", threads, [&](const RunOptions& options) { run_decoder_backward(a.cell, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
@@ -90,8 +88,7 @@ void decoder_generate(const DecoderArguments& a, const std::array<int64_t, 5>& s
     p.end_steps = at<int64_t>(found[6]);
     p.end_rows = at<int64_t>(found[7]);
     p.end_scores = at<E>(found[8]);
-    py::gil_scoped_release release;
-    run_decoder_generate(a.cell, p, threads);
+    run_interruptible("", threads, [&](const RunOptions& options) { run_decoder_generate(a.cell, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }

@@ -115,7 +115,7 @@ void attention_forward(const AttentionForward<T>& p, char* scratch, const Team& 
   own = {scratch + team.rank * own.used};
   run.take(own, false);
   const int64_t parts = query_parts(p.shape, team.size);
-  for (int64_t i = team.rank; i < p.shape.B * parts; i += team.size) {
+  for (int64_t i = team.rank; i < p.shape.B * parts && !team.poll_stop(); i += team.size) {
     const int64_t b = i / parts, part = i % parts;
     const int64_t step = round_up(ceil_div(p.shape.Tq, parts), kTile), q0 = part * step;
     const int64_t q1 = q0 + step < p.shape.Tq ? q0 + step : p.shape.Tq;
@@ -132,8 +132,9 @@ void attention_backward(const AttentionBackward<T>& p, char* scratch, const Team
   own = {scratch + team.rank * own_bytes};
   run.take(own, true);
   T* dv = reinterpret_cast<T*>(scratch + team.size * own_bytes);  // [B, D], then their sum
-  for (int64_t b = team.rank; b < p.shape.B; b += team.size) run.backward(p, b, dv + b * D);
+  for (int64_t b = team.rank; b < p.shape.B && !team.poll_stop(); b += team.size) run.backward(p, b, dv + b * D);
   team.sync();
+  if (team.stopped()) return;
   for (int64_t d = team.rank; d < D; d += team.size) {
     T sum = 0;
     for (int64_t b = 0; b < p.shape.B; ++b) sum += dv[b * D + d];

@@ -82,7 +82,7 @@ class DecoderBackwardRun {
 
   void run() {
     begin();
-    for (int64_t t = s_.T - 1; t >= 0 && own_.size(); --t) {
+    for (int64_t t = s_.T - 1; t >= 0 && own_.size() && !team_.poll_stop(); --t) {
       if (p_.bahdanau) {
         hidden_gradient(t);
         context_gradient(t);
@@ -96,6 +96,7 @@ class DecoderBackwardRun {
     }
     finish_rows();
     team_.sync();
+    if (team_.stopped()) return;
     weight_gradients();
   }
 

@@ -41,7 +41,7 @@ class DecoderForwardRun {
       copy_or_zero(p_.h0 + b * s_.H, s_.H, h0_ + i * at.Hp, at.Hp);
       copy_or_zero(p_.c0 ? p_.c0 + b * s_.H : nullptr, p_.c0 ? s_.H : 0, c0_ + i * at.Hp, at.Hp);
     }
-    for (int64_t t = 0; t < s_.T && n; ++t) {
+    for (int64_t t = 0; t < s_.T && n && !team_.poll_stop(); ++t) {
       for (int64_t i = 0; i < n; ++i) set_row(i, t);
       step_.run(rows_, n, attention_);
     }

@@ -65,6 +65,11 @@ class DecoderGenerateRun {
   void run() {
     begin();
     for (int64_t t = 0; t < s_.T; ++t) {
+      if (t % 16 == 15) {  // together: whoever leaves alone is waited for
+        team_.poll_stop();
+        team_.sync();
+        if (team_.stopped()) return;
+      }
       const int64_t n = set_rows(t);
       if (!n) return;
       inputs(n);

@@ -129,14 +129,6 @@ void run_planned(PlanQuery query, CellId cell, const RunOptions& options, Launch
   query.threads = 1;
   launch(make_plan(query));
 }
-
-Team prototype(const RunOptions& options) {
-  Team team;
-  team.stop = options.stop;
-  team.poll = options.poll;
-  team.poll_arg = options.poll_arg;
-  return team;
-}
 }  // namespace
 
 template <class T>

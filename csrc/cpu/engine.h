@@ -17,15 +17,23 @@ struct RunOptions {
   void (*poll)(void*) = nullptr;
   void* poll_arg = nullptr;
 };
+inline Team prototype(const RunOptions& options) {
+  Team team;
+  team.stop = options.stop;
+  team.poll = options.poll;
+  team.poll_arg = options.poll_arg;
+  return team;
+}
+
 template <class T>
 void run_forward(CellId cell, const RnnForward<T>& p, const RunOptions& options);
 template <class T>
 void run_backward(CellId cell, const RnnBackward<T>& p, const RunOptions& options);
 
 template <class T>
-void run_attention_forward(ScoreId score, const AttentionForward<T>& p, int threads);
+void run_attention_forward(ScoreId score, const AttentionForward<T>& p, const RunOptions& options);
 template <class T>
-void run_attention_backward(ScoreId score, const AttentionBackward<T>& p, int threads);
+void run_attention_backward(ScoreId score, const AttentionBackward<T>& p, const RunOptions& options);
 
 // Sets flush-to-zero and denormals-are-zero for the current thread, and restores the caller's mode on exit.
 class FlushDenormals {
@@ -39,24 +47,24 @@ class FlushDenormals {
   unsigned saved_;
 };
 
-// Runs a kernel(params, scratch, team) on `threads` (0 = num_threads()) of them, on one where they are busy;
-// scratch_bytes(n) is what n of them need.
+// Runs a kernel(params, scratch, team) on options.threads, on one where they are busy; scratch_bytes(n) is what n of
+// them need.
 template <class Params, class ScratchBytes>
-void run_kernel(const Params& p, int threads, ScratchBytes scratch_bytes,
+void run_kernel(const Params& p, const RunOptions& options, ScratchBytes scratch_bytes,
                 void (*kernel)(const Params&, char* scratch, const Team&)) {
   struct Context {
     const Params& p;
     char* scratch;
     void (*kernel)(const Params&, char*, const Team&);
   };
-  for (int n : {threads > 0 ? threads : num_threads(), 1}) {
+  for (int n : {options.threads > 0 ? options.threads : num_threads(), 1}) {
     Context context{p, thread_scratch(scratch_bytes(n)), kernel};
     const auto work = [](void* c, const Team& team) {
       const Context& own = *static_cast<Context*>(c);
       FlushDenormals flush;
       own.kernel(own.p, own.scratch, team);
     };
-    if (run_team(n, work, &context, Team())) return;
+    if (run_team(n, work, &context, prototype(options))) return;
   }
 }
 

@@ -55,7 +55,7 @@ class BackwardRun {
     const int64_t steps = all_.steps();
     const int64_t chunks = ceil_div(steps, plan_.chunk_steps);
     for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-      if (team_.rank == 0 && team_.poll) team_.poll(team_.poll_arg);
+      team_.poll_stop();
       team_.sync();
       if (team_.stopped()) return;
       k0_ = chunk * plan_.chunk_steps;

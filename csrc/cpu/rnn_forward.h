@@ -113,7 +113,7 @@ class ForwardRun {
   bool steps(int64_t first, int64_t last) {
     int64_t running = rows_.count;
     for (int64_t k0 = first; k0 < last; k0 += plan_.chunk_steps) {
-      if (team_.rank == 0 && team_.poll) team_.poll(team_.poll_arg);
+      team_.poll_stop();
       if (plan_.schedule == kHiddenSplit) team_.sync();
       if (team_.stopped()) return false;
       const int64_t k1 = k0 + plan_.chunk_steps < last ? k0 + plan_.chunk_steps : last;

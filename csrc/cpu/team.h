@@ -33,6 +33,11 @@ struct Team {
     sub.flag_stride = flag_stride * parts;
     return sub;
   }
+  // Asked by every member between steps; true if the call was stopped.
+  bool poll_stop() const {
+    if (rank == 0 && poll) poll(poll_arg);
+    return stopped();
+  }
   bool stopped() const { return stop && __atomic_load_n(stop, __ATOMIC_ACQUIRE); }
 
  private:
