@@ -27,15 +27,13 @@ class AdditiveGradients {
   static int64_t blocks(const AttentionShape& s) { return s.B * parts(s.D); }
 
   __device__ AdditiveGradients(const CudaAdditiveGradients& p, Shared& shared) : p_(p), shared_(shared) {
-    const int64_t Tq = p.shape.Tq, Tk = p.shape.Tk, D = p.shape.D, b = blockIdx.x / parts(D);
+    const int64_t Tk = p.shape.Tk, D = p.shape.D;
+    b_ = blockIdx.x / parts(D);
     warp_ = threadIdx.x / 32;
     lane_ = threadIdx.x % 32;
     d_ = blockIdx.x % parts(D) * kColumns + lane_;
     inside_ = d_ < D;
-    queries_at_ = b * Tq * D + d_;
-    keys_at_ = b * Tk * D + d_;
-    g_ = static_cast<const A*>(p.dscores) + b * Tq * Tk;
-    keys_ = key_count(p.lengths, b, Tk);
+    keys_ = key_count(p.lengths, b_, Tk);
     factor_ = inside_ ? A(4) * widen(static_cast<const E*>(p.v)[d_]) : A(0);
   }
 
@@ -43,15 +41,18 @@ class AdditiveGradients {
 
  private:
   __host__ __device__ static int64_t parts(int64_t D) { return (D + kColumns - 1) / kColumns; }
+  // Where column d_ of row q of the queries, of row k of the keys is.
+  __device__ int64_t query_at(int64_t q) const { return (b_ * p_.shape.Tq + q) * p_.shape.D + d_; }
+  __device__ int64_t key_at(int64_t k) const { return (b_ * p_.shape.Tk + k) * p_.shape.D + d_; }
   // Element of row q of the queries, of row k of the keys; zero outside.
   __device__ A query(int64_t q) const {
-    return inside_ && q < p_.shape.Tq ? widen(static_cast<const E*>(p_.query)[queries_at_ + q * p_.shape.D]) : A(0);
+    return inside_ && q < p_.shape.Tq ? widen(static_cast<const E*>(p_.query)[query_at(q)]) : A(0);
   }
   __device__ A key(int64_t k) const {
-    return inside_ && k < keys_ ? widen(static_cast<const E*>(p_.key)[keys_at_ + k * p_.shape.D]) : A(0);
+    return inside_ && k < keys_ ? widen(static_cast<const E*>(p_.key)[key_at(k)]) : A(0);
   }
   __device__ void set_dkey(int64_t k, A value) const {
-    if (inside_) static_cast<E*>(p_.dkey)[keys_at_ + k * p_.shape.D] = narrow<E>(value);
+    if (inside_) static_cast<E*>(p_.dkey)[key_at(k)] = narrow<E>(value);
   }
 
   // Whether the exponentials stay in range for all queries and keys of these columns.
@@ -113,12 +114,14 @@ class AdditiveGradients {
   // Queries from q0 on, and g of these and of the keys from k0 on; zeros where there are none.
   template <bool exact>
   __device__ void load(int64_t q0, int64_t k0) {
+    const A* g = static_cast<const A*>(p_.dscores) + b_ * p_.shape.Tq * p_.shape.Tk;
 #pragma unroll 1
     for (int i = warp_; i < kQueries; i += kGradientWarps)
       shared_.query[i * kColumns + lane_] = prepared<exact>(query(q0 + i));
+#pragma unroll 2  // or registers are spilled
     for (int i = threadIdx.x; i < kQueries * kAllKeys; i += kGradientThreads) {
       const int64_t q = q0 + i / kAllKeys, k = k0 + i % kAllKeys;
-      shared_.g[i] = q < p_.shape.Tq && k < keys_ ? g_[q * p_.shape.Tk + k] : A(0);
+      shared_.g[i] = q < p_.shape.Tq && k < keys_ ? g[q * p_.shape.Tk + k] : A(0);
     }
   }
 
@@ -154,7 +157,7 @@ class AdditiveGradients {
     const int64_t left = keys_ - k0;
     const int warps = left >= kAllKeys ? kGradientWarps : int((left + kKeys - 1) / kKeys);
     for (int q = warp_; inside_ && q < queries; q += kGradientWarps) {
-      const int64_t at = queries_at_ + (q0 + q) * p_.shape.D;
+      const int64_t at = query_at(q0 + q);
       A* sums = static_cast<A*>(p_.dquery_sums);
       A sum = k0 == 0 ? A(0) : sums[at];
       for (int w = 0; w < warps; ++w) sum += shared_.sums[w][q * kColumns + lane_];
@@ -171,13 +174,12 @@ class AdditiveGradients {
     if (warp_ != 0 || !inside_) return;
     dv = 0;
     for (int w = 0; w < kGradientWarps; ++w) dv += shared_.query[w * kColumns + lane_];
-    static_cast<A*>(p_.dv_parts)[blockIdx.x / parts(p_.shape.D) * p_.shape.D + d_] = dv;
+    static_cast<A*>(p_.dv_parts)[b_ * p_.shape.D + d_] = dv;
   }
 
   const CudaAdditiveGradients& p_;
   Shared& shared_;
-  const A* g_;
-  int64_t d_, queries_at_, keys_at_, keys_;
+  int64_t b_, d_, keys_;
   int warp_, lane_;
   bool inside_;
   A factor_;

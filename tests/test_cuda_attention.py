@@ -418,6 +418,14 @@ def test_a_wrong_lane_is_noticed(host, name):
 # ---- errors
 
 
+def test_a_score_without_kernels_is_refused(host):
+    tensors = [t.detach() for t in make("dot", (1, 2, 3, 4, 5), torch.float32)]
+    with pytest.raises(
+        NotImplementedError, match="cosine_attention: score 'cosine' has no CUDA kernels, expected tensors"
+    ):
+        _cuda_attention.forward("cosine", *tensors, None, None, None, None, 1.0)
+
+
 def test_what_the_machine_lacks_is_named(host):
     tensors = make("additive", (2, 3, 4, 5, 6), torch.float32)
     context, _ = additive_attention(*tensors)

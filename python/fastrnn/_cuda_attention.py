@@ -94,6 +94,8 @@ class _Call:
 
     def __init__(self, score, query, key, value, v, lengths, mask, bias):
         self.function = f"{score}_attention"
+        if score not in ("additive", "dot"):
+            raise NotImplementedError(f"{self.function}: score {score!r} has no CUDA kernels, expected tensors on cpu")
         named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
         self.query, self.key, self.value, self.v, self.lengths = (
             dense(self.function, name, t) for name, t in named.items()
