@@ -155,7 +155,7 @@ class AdditiveScores {
   // Adds to sums_ the terms v r / m of a step, or v tanh where v does not fold.
   template <Way way>
   __device__ void add_step() {
-    const int columns = (keys_ + 7) / 8;
+    const int rows = (queries_ - warp_ * 4 * kQueries + 3) / 4, columns = (keys_ + 7) / 8;  // of any lane
 #pragma unroll 2
     for (int d = 0; d < kDepth; d += V::kWidth) {
       const V u = V::load(shared_.u + d);
@@ -167,7 +167,8 @@ class AdditiveScores {
         if (j >= columns) break;
         const V b = V::load(shared_.key + (column_ + 8 * j) * kStride + d);
 #pragma unroll
-        for (int i = 0; i < kQueries; ++i) add_terms<way>(sums_[i][j], u, a[i], b);
+        for (int i = 0; i < kQueries; ++i)
+          if (i < rows) add_terms<way>(sums_[i][j], u, a[i], b);
       }
     }
   }

@@ -243,3 +243,21 @@ def test_targets_script_measures_a_row_and_judges_it(tmp_path, capsys):
     (result,) = json.loads((tmp_path / "targets.json").read_text())["settings"]["targets"]
     assert result["met"] == (result["value"] >= result["target"]) and result["target"] == 7.0
     assert targets.Result("r", "", "", 1.15, 1.2, at_least=False).met is False
+
+
+def test_gpu_script_wants_a_gpu_and_lists_what_did_not_fit(monkeypatch, capsys):
+    folder = Path(__file__).resolve().parents[1] / "bench"
+    if not (folder / "gpu.py").exists():
+        pytest.skip("bench/gpu.py is part of the source tree only")
+    monkeypatch.syspath_prepend(str(folder))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "attention"])
+    assert "no CUDA device found" in capsys.readouterr().err
+    row = {"score": "additive", "shape": "B", "sizes": "32x200x400x512x512", "dtype": "float32", "mode": "forward"}
+    row |= {"us": {"fastrnn": 4.0, "fastrnn graph": 2.0}, "peak_mb": {"fastrnn": 30.4}}
+    both = row | {"us": row["us"] | {"eager": 6.0, "eager graph": 5.0}, "peak_mb": {"fastrnn": 30.4, "eager": 60.0}}
+    lines = gpu.gpu_attention.table([row, both], "the machine").splitlines()
+    assert lines[-2].endswith("| forward | 4.0 |  |  | 2.0 |  |  | 30 | does not fit |")
+    assert lines[-1].endswith("| forward | 4.0 | 6.0 | 1.50x | 2.0 | 5.0 | 2.50x | 30 | 60 |")

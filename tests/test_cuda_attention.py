@@ -337,6 +337,20 @@ def test_modules_on_both_engines_agree(device, kind):
     cases.assert_close(got, want, 3e-5)
 
 
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("lengths", [[7, 0, 3], torch.tensor([7, 0, 3])], ids=["list", "tensor"])
+def test_modules_keep_to_their_device(kind, lengths):
+    """Lengths may lie elsewhere; on the meta device, which every machine has, a mixture of devices raises as on a GPU."""
+    module = MODULES[kind]().to("meta")
+    query, memory = (torch.randn(s, device="meta", requires_grad=True) for s in ((3, 4, 5), (3, 7, 6)))
+    mask = torch.ones(7, dtype=torch.bool, device="meta")
+    context, weights = module(query, memory, lengths=lengths, mask=mask)
+    (context.sum() + weights.sum()).backward()
+    assert query.grad.is_meta and memory.grad.is_meta
+    with pytest.raises(ValueError, match="lengths has 8, expected 0 <= lengths <= T = 7"):
+        module(query, memory, lengths=[7, 8, 3])
+
+
 def test_multihead_attention_is_torchs(device):
     own, theirs = (
         kind(12, 3, batch_first=True).to(device) for kind in (nn.MultiHeadAttention, torch.nn.MultiheadAttention)
