@@ -266,6 +266,82 @@ def test_modules_of_the_family_compute_the_published_equations(name):
     assert torch.equal(last, alone(x)[0][5])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_augru_computes_the_published_equations(bidirectional):
+    module = nn.AUGRU(I, H, bidirectional=bidirectional)
+    x, a = torch.randn(6, 3, I), torch.rand(6, 3, requires_grad=True)
+    D = 1 + bidirectional
+    h0 = torch.randn(D, 3, H)
+    sides, lasts = [], []
+    for d, end in enumerate(("", "_reverse")[:D]):
+        w, r, b, c = (getattr(module, f"{name}_l0{end}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        h, steps = h0[d], []
+        for t in range(6)[:: -1 if d else 1]:
+            (xr, xz, xn), (hr, hz, hn) = F.linear(x[t], w, b).chunk(3, -1), F.linear(h, r, c).chunk(3, -1)
+            n, u = (xn + (xr + hr).sigmoid() * hn).tanh(), a[t, :, None] * (1 - (xz + hz).sigmoid())
+            h = (1 - u) * h + u * n
+            steps.append(h)
+        sides.append(torch.stack(steps[:: -1 if d else 1]))
+        lasts.append(h)
+    want = torch.cat(sides, -1)
+    y, h = module(x, a, h0)
+    assert_same((y, h), (want, torch.stack(lasts)))
+    inputs = [a, *module.parameters()]
+    found = torch.autograd.grad(y.square().sum(), inputs)
+    assert_same(found, torch.autograd.grad(want.square().sum(), inputs), rtol=1e-4, atol=1e-5)
+    weights = list(module.parameters())
+    assert torch.equal(functional.augru(x, a, h0, weights, bidirectional=bidirectional)[0], y)
+    ours = fastrnn.numpy.AUGRU.from_torch(module)
+    arrays = [t.detach().numpy() for t in (x, a, h0)]
+    assert torch.equal(torch.from_numpy(ours(*arrays)[0]), y)
+    lengths = torch.tensor([6, 0, 4])
+    short = module(x, a, h0, lengths=lengths)[0]
+    assert torch.allclose(short[:4, 2], module(x[:4, 2:], a[:4, 2:], h0[:, 2:])[0][:, 0], atol=1e-6)
+    if not bidirectional:
+        step, other = module.stepper(3), ours.stepper(3)
+        from_zero = module(x, a)[0]
+        for t in range(6):
+            wide = torch.cat((x[t], a[t, :, None].detach()), -1)
+            assert torch.equal(step(wide), from_zero[t]) and torch.equal(
+                torch.from_numpy(other(wide.numpy())), from_zero[t]
+            )
+
+
+def test_augru_forms_and_errors():
+    gru, x = torch.nn.GRU(I, H, batch_first=True), torch.randn(3, 6, I)
+    module = nn.AUGRU(I, H, batch_first=True)
+    module.load_state_dict(gru.state_dict())
+    assert_same(module(x, torch.ones(3, 6)), gru(x))
+    y, h = module(x, torch.zeros(3, 6), torch.full((1, 3, H), 0.5))
+    assert (y == 0.5).all() and (h == 0.5).all()
+    a = torch.rand(3, 6)
+    y, _, states = module(x, a, return_gates=True)
+    assert torch.equal(states.gates[0][..., 3, :], a[..., None, None].expand(3, 6, 1, H))
+    assert_same(module(x[0], a[0])[0], y[0])
+    small = nn.AUGRU(2, 3, bias=False, dtype=torch.float64)
+    inputs = [torch.rand(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 2), (3, 2))]
+    assert torch.autograd.gradcheck(lambda x, a: small(x, a)[0], inputs)
+    assert torch.autograd.gradgradcheck(lambda x, a: small(x, a)[0], inputs)
+    for bad, text in (
+        (a[:2], r"attention has shape \(2, 6\), expected \(B, T\) = \(3, 6\)"),
+        (a.double(), "attention has dtype"),
+    ):
+        with pytest.raises(ValueError, match=f"augru: {text}"):
+            module(x, bad)
+    with pytest.raises(fastrnn.ShapeError, match=r"augru: x has shape \(4,\), expected \(I,\) = \(5,\)"):
+        module(x[..., :4], a)
+    with pytest.raises(TypeError, match="augru: x is a PackedSequence"):
+        module(torch.nn.utils.rnn.pack_sequence([x[0]]), a)
+    with pytest.raises(fastrnn.ShapeError, match="augru: weights has 3 entries, expected 2 or 4"):
+        functional.augru(x, a, None, list(gru.parameters())[:3])
+    with pytest.raises(fastrnn.ShapeError, match=r"augru: weight_hh_l0 has shape"):
+        functional.augru(x, a, None, [gru.weight_ih_l0, gru.weight_ih_l0])
+    with pytest.raises(fastrnn.ShapeError, match="augru: attention has shape"):
+        fastrnn.numpy.AUGRU.from_torch(module)(x.numpy(), a[:2].numpy())
+    with pytest.raises(TypeError, match="is a AUGRU, which torch.nn does not have"):
+        fastrnn.to_torch(module)
+
+
 def normalised_step(kind, x, state, p):
     """The common form in torch: nn.LayerNorm over all gates of W x and of R h, and over c."""
     h = state[0]

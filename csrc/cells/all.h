@@ -2,6 +2,7 @@
 // The list of cells: one word here instantiates a cell in every schedule, ISA and binding. Those of the first list can
 // be regularised and recomputed on CUDA as well, where that takes kernels of its own; those whose units need each other
 // inside a step beyond the product run on CPUs only.
+#include "augru.h"
 #include "fastgrnn.h"
 #include "fastrnn.h"
 #include "gru.h"
@@ -36,7 +37,8 @@
   X(indrnn_tanh, IndRnnTanhCell)           \
   X(indrnn_relu, IndRnnReluCell)           \
   X(mingru, MinGruCell)                    \
-  X(minlstm, MinLstmCell)
+  X(minlstm, MinLstmCell)                  \
+  X(augru, AugruCell)
 
 #define FASTRNN_FOR_EACH_CELL(X)     \
   FASTRNN_FOR_EACH_POINTWISE_CELL(X) \

@@ -1,4 +1,4 @@
-"""The functions of fastrnn.functional whose cells torch does not have: FastRNN, FastGRNN, IndRNN, minGRU and minLSTM."""
+"""The functions of fastrnn.functional whose cells torch does not have: FastRNN, FastGRNN, IndRNN, minGRU, minLSTM and AUGRU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
 from ._cells import CELLS
-from ._stack import Stack, as_indrnn, as_minimal, infer_stack, run_one_state
+from ._stack import Stack, as_augru, as_indrnn, as_minimal, infer_stack, run_one_state, with_attention
 
 
 def fastrnn(
@@ -180,6 +180,47 @@ def minlstm(
     """
     stack = _minimal_stack("minlstm", weights, bidirectional, batch_first, dropout)
     return run_one_state(stack[0], x, state, stack[1], training, lengths, reset_mask)
+
+
+def augru(
+    x: Tensor,
+    attention: Tensor,
+    state: Tensor | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """AUGRU (Zhou et al. 2018, arXiv 1809.03672): a GRU of one layer whose update is scaled by the attention that the step
+    gets, h' = h + a (1 - z) (n - h).
+
+    Args:
+        x: [T, B, I] ([B, T, I] with batch_first) or [T, I].
+        attention: a [T, B] ([B, T] with batch_first) or [T], in the dtype of x.
+        lengths, reset_mask, bidirectional, batch_first: as in lstm().
+        state: h0 [D, B, H]; None for zeros.
+        weights: those of a GRU: for each direction w_ih [3*H, I], w_hh [3*H, H], b_ih, b_hh [3*H] (both or none); r z n.
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and h [D, B, H].
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, h = augru(torch.ones(5, 2, 3), torch.rand(5, 2), None, [torch.ones(12, 3), torch.ones(12, 4)])
+    """
+    n, rest = divmod(len(weights), 1 + bidirectional)
+    if rest or n not in (2, 4):
+        _checks.check_count("augru", "weights", len(weights), "2 or 4 (with biases) for each direction")
+    wide = [
+        w for d in (0, 1)[: 1 + bidirectional] for w in as_augru("_l0" + "_reverse" * d, *weights[d * n : d * n + n])
+    ]
+    stack = infer_stack("augru", "augru", wide, bidirectional, batch_first, 0.0)
+    x = with_attention(x, attention, stack.sizes[0] - 1, batch_first)
+    return run_one_state(stack, x, state, wide, False, lengths, reset_mask)
 
 
 def _minimal_stack(

@@ -98,6 +98,35 @@ def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
     return [*weights, torch.cat((zero, u))]
 
 
+def as_augru(end: str, w_ih: Tensor, w_hh: Tensor, *biases: Tensor) -> list[Tensor]:
+    """The weights of an AUGRU, those of a GRU, as its kernel takes them: with a fourth gate, whose input part is the last
+    column of x, the attention, for every unit, and whose recurrent part is zero."""
+    named = zip(_checks.weight_names(1, bool(biases), False, end), (w_ih, w_hh, *biases))
+    for name, w in named:
+        if not isinstance(w, Tensor):
+            raise _checks.type_error("augru", name, w, "a torch.Tensor")
+    _checks.check_rank("augru", f"weight_ih{end}", w_ih.shape, "(3*H, I)")
+    I, H = w_ih.shape[1], w_ih.shape[0] // 3
+    _checks.check_weights("augru", 3, [w.shape for w in (w_ih, w_hh, *biases)], I, H, 0, 1, bool(biases), end)
+    attention = torch.nn.functional.pad(w_ih.new_ones(H, 1), (I, 0))
+    wide = torch.cat((torch.nn.functional.pad(w_ih, (0, 1)), attention))
+    w_hh = torch.nn.functional.pad(w_hh, (0, 0, 0, H))
+    return [wide, w_hh, *(torch.nn.functional.pad(b, (0, H)) for b in biases)]
+
+
+def with_attention(x: object, attention: object, I: int, batch_first: bool) -> Tensor:
+    """x [T, B, I] with the attention [T, B] as one more column."""
+    symbols = "(B, T)" if batch_first else "(T, B)"
+    if isinstance(x, PackedSequence):
+        raise _checks.type_error("augru", "x", x, "a torch.Tensor; give lengths instead")
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        check_input("augru", x, symbols.replace(")", ", I)"), " or (T, I)")
+    check_like("augru", "attention", attention, x)
+    _checks.check_shape("augru", "x", x.shape[-1:], "(I,)", (I,))
+    _checks.check_shape("augru", "attention", attention.shape, symbols if x.ndim == 3 else "(T,)", x.shape[:-1])
+    return torch.cat((x, attention.unsqueeze(-1)), -1)
+
+
 def rates_of(
     function: str,
     zoneout: float | tuple[float, float],

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _checks
 from ._backprop import backprop_of
 from ._cells import CELLS
-from ._functional_family import fastgrnn, fastrnn, indrnn, mingru, minlstm
+from ._functional_family import augru, fastgrnn, fastrnn, indrnn, mingru, minlstm
 from ._noise import Rates
 from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
@@ -26,6 +26,7 @@ __all__ = [
     "additive_attention",
     "additive_scores",
     "attention_decoder",
+    "augru",
     "beam_search",
     "dot_attention",
     "dot_scores",

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_shape, gru_cell, indrnn_cell, lstm_cell
+from ._checks import check_rank, check_shape, check_weights, dtype_error, gru_cell, indrnn_cell, lstm_cell
 from ._numpy_attention import AdditiveAttention, additive_attention, dot_attention
-from ._numpy_stack import Recurrent
+from ._numpy_stack import Recurrent, check_floats
 
 __all__ = [
+    "AUGRU",
     "GRU",
     "LSTM",
     "RNN",
@@ -248,6 +249,39 @@ class MinLSTM(MinGRU):
     """
 
     _function, _gates = "minlstm", 3
+
+
+class AUGRU(_Family):
+    """AUGRU layer on NumPy arrays (Zhou et al. 2018); the parameters of fastrnn.nn.AUGRU.
+
+    Args:
+        weights: a state_dict; copied.
+        batch_first, prefix: as in LSTM.
+    """
+
+    _function, _gates = "augru", 4
+
+    def _translate(self, end: str, own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        w_ih, w_hh, *biases = (np.asarray(own[n]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if n in own)
+        check_rank("augru", f"weight_ih{end}", w_ih.shape, "(3*H, I)")
+        H = w_ih.shape[0] // 3
+        shapes, whole = [w.shape for w in (w_ih, w_hh, *biases)], (w_ih.shape[1], H, 0, 1, bool(biases))
+        check_weights("augru", 3, shapes, *whole, end)
+        wide = [np.pad(w_ih, ((0, H), (0, 1))), np.pad(w_hh, ((0, H), (0, 0))), *(np.pad(b, (0, H)) for b in biases)]
+        wide[0][3 * H :, -1] = 1  # the fourth gate is the attention, see as_augru()
+        return dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), wide))
+
+    def __call__(
+        self, x: np.ndarray, attention: np.ndarray, state: Any = None, lengths: Any = None, reset_mask: Any = None
+    ) -> tuple:
+        """Runs whole sequences; as LSTM, with attention [T, B] ([B, T] with batch_first, [T] for unbatched x), in the dtype of x."""
+        for name, array in (("x", x), ("attention", attention)):
+            check_floats("augru", name, array)
+        if attention.dtype != x.dtype:
+            raise dtype_error("augru", "attention", attention.dtype, f"{x.dtype} (the dtype of x)")
+        check_shape("augru", "x", x.shape[-1:], "(I,)", (self.input_size - 1,))
+        check_shape("augru", "attention", attention.shape, "that of x without I", x.shape[:-1])
+        return super().__call__(np.concatenate((x, attention[..., None]), -1), state, lengths, reset_mask)
 
 
 def _join(own: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -20,10 +20,11 @@ from .attention import (
 )
 from .cells import GRUCell, LSTMCell, RNNCell
 from .decoder import AttentionDecoder
-from .family import FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
+from .family import AUGRU, FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
 from .layers import GRU, LSTM, RNN
 
 __all__ = [
+    "AUGRU",
     "GRU",
     "LSTM",
     "RNN",

@@ -1,14 +1,15 @@
-"""FastRNN, FastGRNN, IndRNN, MinGRU and MinLSTM over whole sequences: small cells with other parameters than torch's."""
+"""FastRNN, FastGRNN, IndRNN, MinGRU, MinLSTM and AUGRU over whole sequences: small cells with other parameters than torch's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from .._stack import as_indrnn, as_minimal
+from .._stack import Stack, as_augru, as_indrnn, as_minimal, with_attention
 from ._recurrent import OneState
 
 
@@ -205,3 +206,64 @@ class MinLSTM(MinGRU):
     """
 
     _function, _gates = "minlstm", 3
+
+
+class AUGRU(_Family):
+    """AUGRU (Zhou et al. 2018, "Deep Interest Evolution Network", arXiv 1809.03672): a GRU whose update is scaled by the
+    attention a that each step gets.
+
+        r, z = sigmoid(W x + b_ih + R h + b_hh)    n = tanh(W_n x + b_in + r * (R_n h + b_hn))    h' = h + a (1 - z) (n - h)
+
+    The paper's update gate is 1 - z, so that with a = 1 this is torch.nn.GRU, and its state_dict loads: weight_ih_l0 [3*H, I],
+    weight_hh_l0 [3*H, H], bias_ih_l0, bias_hh_l0 [3*H], r z n. A stepper takes x with the attention as its last column. One layer.
+
+    Args:
+        input_size, hidden_size, bias, batch_first, bidirectional, device, dtype: as torch.nn.GRU.
+
+    Example:
+        >>> y, h = AUGRU(3, 4)(torch.ones(5, 2, 3), torch.rand(5, 2))
+    """
+
+    _function, _gates = "augru", 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        OneState.__init__(self, input_size, hidden_size, 1, bias, batch_first, 0.0, bidirectional, 0, device, dtype)
+
+    def _shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        shapes = _checks.weight_shapes(self._gates, width, self.hidden_size, 0, 1, self.bias)
+        return dict(zip(_checks.weight_names(1, self.bias, False), shapes))
+
+    def _for_kernels(self, own: list[Tensor]) -> list[Tensor]:
+        return as_augru("_l0", *own)
+
+    def _stack(self, detach_mask: Tensor | None) -> Stack:
+        stack, (I, H, P) = super()._stack(detach_mask), (self.input_size, self.hidden_size, 0)
+        return stack._replace(sizes=(I + 1, H, P), per_direction=4 if self.bias else 2)
+
+    def forward(
+        self,
+        input: Tensor,
+        attention: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+        detach_mask: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the layer; as LSTM.forward(), with the attention [T, B] ([B, T] with batch_first, [T] for unbatched input) of every
+        step, in the dtype of input; hx and the last state are one tensor h [D, B, H], the gates are r z n and a."""
+        x = with_attention(input, attention, self.input_size, self.batch_first)
+        options = {"lengths": lengths, "reset_mask": reset_mask, "detach_mask": detach_mask}
+        return super().forward(x, hx, **options, return_states=return_states, return_gates=return_gates)

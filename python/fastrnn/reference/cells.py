@@ -95,6 +95,17 @@ def _gru_reset_before(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     return cell
 
 
+def augru(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+    """Zhou et al. 2018, equations 9 and 10, with u = 1 - z: h' = h + a u (n - h); gates r z n and a, whose recurrent part
+    is not read."""
+    (h,) = state
+    xr, xz, xn, a = x.chunk(4, -1)
+    hr, hz, hn, _ = product(h, w, b).chunk(4, -1)
+    r, u = (xr + hr).sigmoid(), 1 - (xz + hz).sigmoid()
+    n = (xn + r * hn).tanh()
+    return (h + a * u * (n - h),)
+
+
 def fastrnn(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
     """Kusupati et al. 2018, section 3.1: h' = alpha n + beta h. b: [3*H], after the bias alpha and beta."""
     (h,) = state
@@ -183,6 +194,7 @@ CELLS: dict[str, Callable[..., State]] = {
     "indrnn_relu": _indrnn(torch.relu),
     "mingru": mingru,
     "minlstm": minlstm,
+    "augru": augru,
     "lstm_norm": lstm_norm,
     "gru_norm": gru_norm,
 }
