@@ -30,8 +30,8 @@ RnnWeights<T> weights_of(const Addresses& list, size_t first) {
           at<const T>(list, first + 3), at<const T>(list, first + 4)};
 }
 
-// seed, rate of h, rate of c, training, address of h_mask; see csrc/noise.h.
-using Noise = std::tuple<uint64_t, double, double, bool, Address>;
+// seed, rate of h, rate of c, training, address of h_mask, rate of the candidate, whether per step; see csrc/noise.h.
+using Noise = std::tuple<uint64_t, double, double, bool, Address, double, bool>;
 // segment_steps, grad_clip, detach_mask and its strides; see csrc/params.h.
 using Backprop = std::tuple<int64_t, double, Address, int64_t, int64_t>;
 
@@ -41,9 +41,10 @@ template <class T>
 void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stride_t, int64_t x_stride_b,
                 const Addresses& weights, const Addresses& states_in, Address lengths, Address reset_mask,
                 int64_t reset_stride_t, int64_t reset_stride_b, const std::optional<Noise>& noise,
-                const std::optional<Backprop>& backprop, Address checkpoints) {
+                const std::optional<Backprop>& backprop, bool reset_to_initial, Address checkpoints) {
   if (noise) {
     p.zoneout = zoneout_of(*noise);
+    p.candidate_dropout = {std::get<0>(*noise), std::get<5>(*noise), std::get<6>(*noise)};
     p.h_mask = at<const T>(std::get<4>(*noise));
   }
   if (backprop && std::get<0>(*backprop)) {
@@ -60,6 +61,7 @@ void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stri
   p.reset_mask = at<const uint8_t>(reset_mask);
   p.reset_stride_t = reset_stride_t;
   p.reset_stride_b = reset_stride_b;
+  p.reset_to_initial = reset_to_initial;
 }
 
 void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
@@ -67,13 +69,13 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
                  const Addresses& states_in, Address lengths, Address reset_mask, int64_t reset_stride_t,
                  int64_t reset_stride_b, Address y, int64_t y_stride_t, int64_t y_stride_b, const Addresses& states_out,
                  Address reserve, const std::string& schedule, int threads, const std::optional<Noise>& noise,
-                 const std::optional<Backprop>& backprop) {
+                 const std::optional<Backprop>& backprop, bool reset_to_initial) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnForward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b, noise, backprop, reserve);
+               reset_stride_t, reset_stride_b, noise, backprop, reset_to_initial, reserve);
     p.y = at<E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -91,13 +93,13 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
                   Address dy, int64_t dy_stride_t, int64_t dy_stride_b, const Addresses& dstates_out, Address dc,
                   int64_t dc_stride_t, int64_t dc_stride_b, Address dx, int64_t dx_stride_t, int64_t dx_stride_b,
                   const Addresses& dstates_in, const Addresses& dweights, const std::string& schedule, int threads,
-                  const std::optional<Noise>& noise, const std::optional<Backprop>& backprop) {
+                  const std::optional<Noise>& noise, const std::optional<Backprop>& backprop, bool reset_to_initial) {
   const CellId id = cell_id(cell);
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     RnnBackward<E> p{};
     fill_input(p, {T, B, I, H, P, D}, x, x_stride_t, x_stride_b, weights, states_in, lengths, reset_mask,
-               reset_stride_t, reset_stride_b, noise, backprop, reserve);
+               reset_stride_t, reset_stride_b, noise, backprop, reset_to_initial, reserve);
     p.y = at<const E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
@@ -289,9 +291,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "fastrnn CPU kernels on raw addresses; use fastrnn.nn, fastrnn.functional or fastrnn.numpy instead.";
   py::dict cells;
   for (const CellInfo& cell : kCells)
-    cells[cell.name] = py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
-                                py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0),
-                                py::arg("vectors") = cell.vectors, py::arg("product") = cell.product);
+    cells[cell.name] =
+        py::dict(py::arg("gates") = cell.gates, py::arg("states") = cell.states,
+                 py::arg("reserve") = reserve_slots(cell.saved, cell.states, 0), py::arg("vectors") = cell.vectors,
+                 py::arg("product") = cell.product, py::arg("drops_candidate") = cell.drops_candidate);
   m.attr("CELLS") = cells;
   m.def("isas", &isas, "The instruction sets that this CPU runs, best first.");
   m.def("isa", [] { return cpu_table().isa; }, "The instruction set in use.");

@@ -17,6 +17,15 @@ struct Zoneout {
   bool any() const { return rate[0] > 0 || rate[1] > 0; }
 };
 
+// Dropout of the candidate (Semeniuta et al. 2016, arXiv 1603.05118): g of an LSTM, n of a GRU, is zero with
+// probability `rate` and else divided by 1 - rate; new units at every step, or the same ones at all of them.
+struct CandidateDropout {
+  uint64_t seed;
+  double rate;  // 0 = none
+  bool per_step;
+};
+constexpr int64_t kCandidateStream = 40;  // and the direction; the other streams are in fastrnn/_noise.py
+
 // A bijection of 64 bits that mixes well (the finaliser of splitmix64, Steele et al. 2014).
 FASTRNN_HD uint64_t mix64(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;

@@ -48,7 +48,9 @@ struct RnnInput {
   const int64_t* lengths;          // [B] in [0, T]; null = all T
   const uint8_t* reset_mask;       // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
+  bool reset_to_initial;  // where reset_mask is true, states_in enters instead of zeros
   Zoneout zoneout;
+  CandidateDropout candidate_dropout;
   const T* h_mask;  // [D, B, out()] factors of h where the recurrent product reads it; null = none
   // Checkpointing: forward keeps c (and, as y, h) at every segment_steps-th step only, and backward runs the segments
   // forwards again. A multiple of backward's chunk_steps; 0 = the reserve holds every step.

@@ -44,18 +44,15 @@ class Case:
     reset: float = 0.0  # probability of a reset at each step
     batch_first: bool = False
     heads: int = 1
+    reset_to: str = "zero"
 
     def __str__(self) -> str:
         flags = [f for f in ("ragged", "batch_first") if getattr(self, f)]
         flags += ["no_bias"] * (not self.bias) + ["no_state"] * (not self.states) + ["reset"] * (self.reset > 0)
-        return "-".join(
-            [
-                f"T{self.T}B{self.B}I{self.I}H{self.H}D{self.D}"
-                + f"P{self.P}" * (self.P > 0)
-                + f"N{self.heads}" * (self.heads > 1),
-                *flags,
-            ]
-        )
+        flags += ["to_initial"] * (self.reset_to == "initial")
+        sizes = f"T{self.T}B{self.B}I{self.I}H{self.H}D{self.D}"
+        sizes += f"P{self.P}" * (self.P > 0) + f"N{self.heads}" * (self.heads > 1)
+        return "-".join([sizes, *flags])
 
 
 # Ones, odd numbers, primes, whole tiles and one more than a tile, each with options that meet in one place.
@@ -76,10 +73,17 @@ PROJECTED = [
     Case(9, 7, 5, 33, D=2, P=17, ragged=True, reset=0.3),
     Case(5, 13, 16, 64, P=16, bias=False, batch_first=True),
     Case(9, 2, 3, 48, D=2, P=5, states=False),
+    Case(9, 7, 5, 33, D=2, P=17, ragged=True, reset=0.3, reset_to="initial"),
+]
+# Resets to the initial state: rows that are reset never, often and always, in one chunk of backward and across chunks.
+INITIAL = [
+    Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3, reset_to="initial"),
+    Case(5, 1, 3, 16, batch_first=True, reset=1.0, reset_to="initial"),
+    Case(9, 90, 3, 17, D=2, reset=0.2, ragged=True, reset_to="initial"),
 ]
 # For cells with a recurrent matrix and without norms.
 HEADED = [
-    Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3, heads=3),
+    Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3, heads=3, reset_to="initial"),
     Case(4, 13, 6, 10, bias=False, states=False, heads=10),
     Case(5, 1, 3, 128, D=2, batch_first=True, heads=2),
 ]
@@ -151,7 +155,7 @@ def kernel(i: Inputs, states: bool = False, **options) -> dict[str, torch.Tensor
         run = partial(ops.rnn_heads, i.case.heads, function=i.cell, suffix="", expected=sizes)
     y, last = run(
         i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask,
-        directions=i.case.D, batch_first=i.case.batch_first, keep=keep, **options,
+        directions=i.case.D, batch_first=i.case.batch_first, keep=keep, reset_to=i.case.reset_to, **options,
     )  # fmt: skip
     return dict(zip(("y", "h", "c", "cs"), (y, *last, *([keep.c] if states else []))))
 
@@ -181,12 +185,20 @@ def oracle(
         detach_mask,
         clip,
         num_heads=i.case.heads,
+        reset_to=i.case.reset_to,
     )
     y, *cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, *cs))
     return dict(zip(("y", "h", "c", "cs"), (y, *last, *cs)))
 
 
-def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype, recurrent_dropout: bool = True) -> Noise:
+def noise_for(
+    cell: str,
+    case: Case,
+    training: bool,
+    dtype: torch.dtype,
+    recurrent_dropout: bool = True,
+    candidate_dropout: float = 0.0,
+) -> Noise:
     """Every regulariser that the cell can have, or in inference the expectation of those that act then."""
     zoneout = (0.0 if case.P else 0.3, 0.4 if cell in WITH_C else 0.0)
     if cell.endswith("_norm"):
@@ -195,7 +207,9 @@ def noise_for(cell: str, case: Case, training: bool, dtype: torch.dtype, recurre
     if training and recurrent_dropout and _core.CELLS[cell]["product"]:
         rates = Rates(recurrent_dropout=0.25, seed=5)
         mask = rates.of_layer(0, True, torch.ones(1, dtype=dtype), case.B, case.P or case.H, case.D).h_mask
-    return Noise(0xFEDCBA9876543210, zoneout, training, mask)
+    if not training or not _core.CELLS[cell]["drops_candidate"]:
+        candidate_dropout = 0.0
+    return Noise(0xFEDCBA9876543210, zoneout, training, mask, candidate_dropout, case.T % 2 == 1)
 
 
 def gradients(i: Inputs, outputs: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from cases import CELLS, TOLERANCE, WITH_C, Case  # noqa: E402
 
 from fastrnn import _core, _oracle, functional, nn, ops  # noqa: E402
 from fastrnn._backprop import Backprop  # noqa: E402
+from fastrnn._cells import WITH_CANDIDATE  # noqa: E402
 from fastrnn._noise import Noise  # noqa: E402
 
 I, H = 5, 17
@@ -25,7 +26,7 @@ def found(inputs: cases.Inputs, **options) -> dict[str, torch.Tensor]:
 # So many rows that a chunk of backward is a few steps, and T is several segments and a bit.
 LONG = [
     Case(29, 90, 3, 20, D=2, ragged=True, reset=0.2),
-    Case(31, 90, 3, 16, batch_first=True),
+    Case(31, 90, 3, 16, batch_first=True, reset=0.2, reset_to="initial"),
     Case(29, 90, 3, 20, D=2, P=5, ragged=True),
 ]
 
@@ -41,7 +42,7 @@ def test_checkpoints_give_the_same_bits(isa, cell, case, schedule):
     assert 3 * chunk < case.T, "one segment shows nothing"
     options = {"schedule": schedule, "threads": 2}
     if not cell.endswith("_norm") and not case.P:
-        options["noise"] = Noise(3, (0.3, 0.3 if cell in WITH_C else 0.0), True)
+        options["noise"] = Noise(3, (0.3, 0.3 if cell in WITH_C else 0.0), True, None, 0.3 * (cell in WITH_CANDIDATE))
     want = found(inputs, **options)
     for every in (1, chunk + 1, 10_000):
         got = found(inputs, backprop=Backprop(checkpoint_every=every), **options)
@@ -60,10 +61,10 @@ def test_checkpoints_take_little_memory():
     assert few < sum(kept) / 4
 
 
-@pytest.mark.parametrize("bound", [0.5, 1e-3])
+@pytest.mark.parametrize(("bound", "reset_to"), [(0.5, "zero"), (1e-3, "initial")])
 @pytest.mark.parametrize("cell", CLIPPED)
-def test_clipped_and_detached_gradients_match_the_oracle(isa, cell, bound):
-    case = Case(9, 7, 5, 33, D=2, ragged=True, reset=0.2)
+def test_clipped_and_detached_gradients_match_the_oracle(isa, cell, bound, reset_to):
+    case = Case(9, 7, 5, 33, D=2, ragged=True, reset=0.2, reset_to=reset_to)
     inputs = cases.make(cell, case)
     detach_mask = torch.rand(case.T, case.B, generator=torch.Generator().manual_seed(3)) < 0.3
     for options in (Backprop(grad_clip=bound), Backprop(detach_mask=detach_mask), Backprop(1, bound, detach_mask)):

@@ -531,6 +531,11 @@ def test_what_the_engine_lacks_is_named(host):
         NotImplementedError, match="fastgrnn: zoneout, .* are not implemented on cuda, expected none of them"
     ):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4)), noise=Noise(1, (0.1, 0.0), True))
+    with pytest.raises(NotImplementedError, match="gru: candidate_dropout is not implemented on cuda"):
+        nn.GRU(4, 8, candidate_dropout=0.1)(torch.ones(3, 2, 4))
+    with pytest.raises(NotImplementedError, match="gru: reset_to='initial' is not implemented on cuda"):
+        mask = torch.ones(3, 2, dtype=torch.bool)
+        nn.GRU(4, 8, reset_to="initial")(torch.ones(3, 2, 4), torch.ones(1, 2, 8), reset_mask=mask)
     with pytest.raises(NotImplementedError, match="lstm: layer_norm has no CUDA kernels, expected tensors on cpu"):
         nn.LSTM(4, 8, layer_norm=True)(torch.ones(3, 2, 4))
     with pytest.raises(

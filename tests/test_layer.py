@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import BLOCKS, CASES, CELLS, HEADED, PROJECTED, TOLERANCE, WITH_C, Case  # noqa: E402
+from cases import BLOCKS, CASES, CELLS, HEADED, INITIAL, PROJECTED, TOLERANCE, WITH_C, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import _kernels, _oracle, ops, reference, threads  # noqa: E402
 
-CELL_CASES = [(cell, case) for cell in CELLS for case in CASES] + [
+CELL_CASES = [(cell, case) for cell in CELLS for case in CASES + INITIAL] + [
     (cell, case) for cells, some in ((WITH_C, PROJECTED), (BLOCKS, HEADED)) for cell in cells for case in some
 ]
 
@@ -61,7 +61,11 @@ def test_any_shape_matches_oracle(cell, case):
     cases.assert_close(cases.gradients(inputs, got), wanted, magnified * TOLERANCE[torch.float32]["gradient"])
 
 
-BITS = [Case(9, 13, 17, 64, D=2, ragged=True, reset=0.2), Case(9, 1, 40, 130), Case(5, 7, 16, 33, D=2)]
+BITS = [
+    Case(9, 13, 17, 64, D=2, ragged=True, reset=0.2),
+    Case(9, 1, 40, 130),
+    Case(5, 7, 16, 33, D=2, reset=0.3, reset_to="initial"),
+]
 
 
 @pytest.mark.parametrize("case", BITS, ids=str)

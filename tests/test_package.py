@@ -276,7 +276,7 @@ def test_stub_lists_what_the_module_has(name):
 
 def test_stub_describes_the_cells():
     for name, cell in _core.CELLS.items():
-        assert set(cell) == {"gates", "states", "reserve", "vectors", "product"}, name
+        assert set(cell) == {"gates", "states", "reserve", "vectors", "product", "drops_candidate"}, name
         assert cell["states"] in (1, 2), name
 
 

@@ -18,6 +18,7 @@ CASES = [
     Case(9, 7, 5, 33, D=2, ragged=True, reset=0.3),
     Case(6, 1, 4, 100, batch_first=True),
     Case(4, 13, 3, 16, D=2, bias=False, states=False),
+    Case(5, 13, 3, 32, D=2, reset=0.4, reset_to="initial"),
     Case(7, 3, 5, 48, D=2, P=5, ragged=True, reset=0.2),
 ]
 EVERY = [(cell, case) for cell in CELLS for case in CASES if not case.P or cell in WITH_C]
@@ -30,7 +31,7 @@ EVERY += [(cell, HEADED[0]) for cell in BLOCKS]
 def test_matches_oracle(isa, cell, case, dtype, training):
     inputs = cases.make(cell, case, dtype)
     exact = inputs.to(torch.float64)
-    noise = cases.noise_for(cell, case, training, dtype)
+    noise = cases.noise_for(cell, case, training, dtype, candidate_dropout=0.3)
     want, got = cases.oracle(exact, noise), cases.kernel(inputs, noise=noise)
     cases.assert_close(got, want, TOLERANCE[dtype]["output"])
     cases.assert_close(cases.gradients(inputs, got), cases.gradients(exact, want), TOLERANCE[dtype]["gradient"])
@@ -45,7 +46,7 @@ def test_matches_oracle(isa, cell, case, dtype, training):
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads_and_schedules_give_the_same_bits(isa, cell):
     case = Case(9, 13, 5, 64, D=2, ragged=True, reset=0.2)
-    inputs, noise = cases.make(cell, case), cases.noise_for(cell, case, True, torch.float32)
+    inputs, noise = cases.make(cell, case), cases.noise_for(cell, case, True, torch.float32, True, 0.3)
     first = None
     for schedule in ("batch_split", "hidden_split"):
         for n in (1, 2, 3):
@@ -59,7 +60,7 @@ def test_threads_and_schedules_give_the_same_bits(isa, cell):
 def test_second_derivative(cell, heads):
     case = Case(3, 2, 2, 3, D=2, ragged=True, heads=heads)
     inputs = cases.make(cell, case, torch.float64)
-    noise = cases.noise_for(cell, case, True, torch.float64)
+    noise = cases.noise_for(cell, case, True, torch.float64, True, 0.3)
 
     def second(outputs):
         value = sum((o**3).sum() for o in outputs.values())
@@ -103,6 +104,8 @@ def test_modules(kind):
     x = torch.randn(12, 4, I)
     options = {"zoneout": (0.1, 0.3) if kind == "LSTM" else 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4}
     options |= {"input_dropout": 0.2, "output_dropout": 0.2}
+    if kind != "RNN":
+        options |= {"candidate_dropout": 0.3, "candidate_dropout_per": "sequence"}
     module = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, **options)
     assert "recurrent_dropout=0.3" in repr(module)
     weights = module._flat_weights
@@ -184,8 +187,41 @@ def test_input_and_output_dropout_are_the_same_units_at_all_times(batch_first):
     assert torch.equal(functional.gru(x, None, weights, input_dropout=0.4)[0], functional.gru(x, None, weights)[0])
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_candidate_dropout_is_a_factor_of_the_candidate(kind):
+    """A unit whose candidate is dropped at every step decays with its gate alone; the others are scaled."""
+    call, weights = getattr(functional, kind.lower()), getattr(nn, kind)(I, H)._flat_weights
+    x = torch.randn(9, 3, I)
+    options = {"training": True, "seed": 7, "return_gates": True, "return_states": True}
+    same = call(x, None, weights, candidate_dropout=0.4, candidate_dropout_per="sequence", **options)
+    new = call(x, None, weights, candidate_dropout=0.4, **options)
+    seed = _noise.Rates(seed=7).seed_of(0)
+    for found, steps in ((same, 1), (new, 9)):
+        hit = hits(seed, 40, steps, 3, H, 0.4).expand(9, 3, H)
+        gates = found[2].gates[0][:, :, 0]
+        state = (found[2].c if kind == "LSTM" else found[2].h)[0]
+        before = torch.cat((torch.zeros(1, 3, H), state[:-1]))
+        i, f, g = (
+            (gates[:, :, k] for k in (0, 1, 2)) if kind == "LSTM" else (1 - gates[:, :, 1], *gates[:, :, 1:].unbind(2))
+        )
+        assert torch.allclose(state, f * before + i * g * ~hit / 0.6, atol=1e-6)
+    assert torch.equal(call(x, None, weights, candidate_dropout=0.4)[0], call(x, None, weights)[0])
+    none = call(x, None, weights, candidate_dropout=1.0, training=True)[0]
+    assert not none.any(), "from zero, without a candidate"
+
+
+def test_gradients_of_candidate_dropout():
+    for kind, options in (("lstm", {"coupled": True}), ("lstm", {"peepholes": True}), ("gru", {"reset_after": False})):
+        module = getattr(nn, kind.upper())(2, 3, **options, dtype=torch.float64)
+        weights = [w.detach().requires_grad_() for w in module._flat_weights]
+        x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+        call, options = getattr(functional, kind), {**options, "candidate_dropout": 0.4, "training": True, "seed": 1}
+        assert torch.autograd.gradcheck(lambda x, *w: call(x, None, w, **options)[0], (x, *weights))  # noqa: B023
+
+
 def test_bad_options():
-    for name in ("zoneout", "recurrent_dropout", "weight_dropout", "input_dropout", "output_dropout"):
+    names = ("zoneout", "recurrent_dropout", "weight_dropout", "input_dropout", "output_dropout", "candidate_dropout")
+    for name in names:
         for bad in (-0.1, 1.5, float("nan"), "0.1", True):
             with pytest.raises(ValueError, match=rf"GRU: {name} is .*, expected a probability in \[0, 1\]"):
                 nn.GRU(I, H, **{name: bad})
@@ -198,6 +234,14 @@ def test_bad_options():
     nn.LSTM(I, H, proj_size=3, zoneout=(0.0, 0.1))(torch.ones(2, 1, I))
     with pytest.raises(TypeError, match="gru: seed is a str, expected an int or None"):
         functional.gru(torch.ones(2, 1, I), None, nn.GRU(I, H)._flat_weights, zoneout=0.1, training=True, seed="7")
+    with pytest.raises(ValueError, match="LSTM: candidate_dropout_per is 'row', expected 'step' or 'sequence'"):
+        nn.LSTM(I, H, candidate_dropout=0.1, candidate_dropout_per="row")
+    with pytest.raises(ValueError, match="GRU: candidate_dropout is 0.1, expected 0: gru_norm is layer-normalised"):
+        nn.GRU(I, H, layer_norm=True, candidate_dropout=0.1)
+    with pytest.raises(TypeError, match="candidate_dropout"):
+        nn.RNN(I, H, candidate_dropout=0.1)
+    with pytest.raises(ValueError, match="rnn: candidate_dropout is 0.5, expected 0: rnn_tanh has no candidate"):
+        cases.kernel(cases.make("rnn_tanh", CASES[1]), noise=_noise.Noise(1, (0.0, 0.0), True, None, 0.5))
     with pytest.raises(TypeError, match="zoneout"):
         nn.FastRNN(I, H, zoneout=0.1)
     for value in ("x", None):

@@ -171,6 +171,65 @@ def test_initial_states_are_learned(kind, form):
         getattr(nn, kind)(I, H, learn_initial_state=True).stepper()
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_resets_to_the_initial_state(kind):
+    """Every segment starts from the state that the call starts from, in both directions, and tells it its gradient."""
+    module = getattr(nn, kind)(
+        I, H, bidirectional=True, learn_initial_state=True, reset_to="initial", dtype=torch.float64
+    )
+    assert "reset_to='initial'" in repr(module) or "reset_to=initial" in repr(module)
+    states = [getattr(module, name) for name in ("initial_h", "initial_c")[: 2 if kind == "LSTM" else 1]]
+    with torch.no_grad():
+        for s in states:
+            s.normal_()
+    x = torch.randn(10, 1, I, dtype=torch.float64)
+    starts = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.bool)
+    y = module(x, reset_mask=starts[:, None])[0]
+    want = torch.cat([module(x[a:b])[0] for a, b in ((0, 3), (3, 4), (4, 9), (9, 10))])
+    assert torch.allclose(y, want, atol=1e-12)
+    grads = [torch.autograd.grad(out.square().sum(), list(module.parameters())) for out in (y, want)]
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*grads))
+    given = tuple(s.detach().clone() for s in states)
+    given = given if kind == "LSTM" else given[0]
+    options = {"bidirectional": True, "reset_mask": starts[:, None]}
+    call = getattr(functional, kind.lower())
+    assert torch.equal(call(x, given, module._flat_weights, reset_to="initial", **options)[0], y)
+    assert not torch.allclose(call(x, given, module._flat_weights, **options)[0], y)
+    weights = {name: w.detach() for name, w in module.named_parameters() if not name.startswith("initial")}
+    ours = getattr(fastrnn.numpy, kind)(weights, reset_to="initial")
+    arrays = tuple(s.detach().numpy() for s in states)
+    got = ours(x.numpy(), arrays if kind == "LSTM" else arrays[0], None, starts[:, None].numpy())
+    assert torch.equal(torch.from_numpy(got[0]), y)
+    with pytest.raises(TypeError, match=f"{kind} with reset_to='initial', which torch.nn does not have"):
+        fastrnn.to_torch(getattr(nn, kind)(I, H, reset_to="initial"))
+
+
+def test_gradients_of_resets_to_the_initial_state():
+    weights = [w.double() for w in nn.LSTM(2, 3)._flat_weights]
+    x, h0, c0 = (torch.randn(4, 2, n, dtype=torch.float64, requires_grad=True) for n in (2, 3, 3))
+    mask = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 1]], dtype=torch.bool)
+
+    def call(x, h0, c0):
+        return functional.lstm(x, (h0[:1], c0[:1]), weights, reset_mask=mask, reset_to="initial")[0]
+
+    assert torch.autograd.gradcheck(call, (x, h0, c0))
+    assert torch.autograd.gradgradcheck(call, (x, h0, c0))
+
+
+def test_what_resets_to_the_initial_state_cannot_do():
+    with pytest.raises(ValueError, match="LSTM: reset_to is 'first', expected 'zero' or 'initial'"):
+        nn.LSTM(I, H, reset_to="first")
+    module, x, mask = nn.GRU(I, H, reset_to="initial"), torch.randn(4, 2, I), torch.ones(4, 2, dtype=torch.bool)
+    for function in (functional.gru, lambda x, h, weights, **options: fastrnn.numpy.GRU(weights, **options)):
+        with pytest.raises(ValueError, match="gru: reset_to is None, expected 'zero' or 'initial'"):
+            function(x, None, [w.detach() for w in module._flat_weights], reset_to=None)
+    h = torch.randn(1, 2, H)
+    with pytest.raises(NotImplementedError, match="reset_to='initial', .* are not implemented inside torch.compile"):
+        torch.func.vmap(lambda x: module(x, h, reset_mask=mask)[0])(x[None])
+    got = torch.func.vmap(lambda x: module(x, reset_mask=mask)[0])(x[None])[0]  # from zeros, to zeros
+    assert torch.equal(got, module(x, reset_mask=mask)[0])
+
+
 def test_errors():
     module, x = nn.LSTM(I, H), torch.randn(4, 2, I)
     packed = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])

@@ -80,7 +80,7 @@ def test_more_threads_than_cores_finish(monkeypatch):
     y, h, c = np.empty((30, 1, 256), "f"), np.empty((1, 1, 256), "f"), np.empty((1, 1, 256), "f")
     _core.rnn_forward(
         "lstm", 4, 30, 1, 64, 256, 0, 1, x.ctypes.data, 64, 64, weights, [0, 0], 0, 0, 0, 0, y.ctypes.data, 256, 256,
-        [h.ctypes.data, c.ctypes.data], 0, "hidden_split", 8, None, None,
+        [h.ctypes.data, c.ctypes.data], 0, "hidden_split", 8, None, None, False,
     )  # fmt: skip
     assert time.monotonic() - start < 20
     assert np.array_equal(y, want)

@@ -9,5 +9,6 @@ struct GruNormCell : GruCell {
   static constexpr int kSaved = 4 + 4 + 4;  // r z n and the recurrent part of n; r and x normalised, with 1/deviation
   static constexpr int kVectors = 3 + 3;    // gains of r; gains of x
   static constexpr bool kNormalised = true;
+  static constexpr bool kDropsCandidate = false;
 };
 }  // namespace fastrnn

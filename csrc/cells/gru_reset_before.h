@@ -14,6 +14,7 @@ struct GatedGruResetBeforeCell : CellDefaults {
   static constexpr int kSaved = 4;      // r z n, and u, which the loop stores in the last slot
   static constexpr int kLateGates = 1;  // n
   static constexpr bool kReadsH = true;
+  static constexpr bool kDropsCandidate = true;
 
   // First stage: gates r and z. saved[0..1] are kept for forward().
   template <class V>
@@ -22,18 +23,21 @@ struct GatedGruResetBeforeCell : CellDefaults {
     saved[1] = Gate::apply(x[1] + r[1]);
     *u = saved[0] * s[0];
   }
+  // keep: factor of the candidate n.
   template <class V>
-  FASTRNN_HD static void forward(const V* x, const V* r, const V* s, V* s_new, V* saved) {
+  FASTRNN_HD static void forward(const V* x, const V* r, const V* s, V* s_new, V* saved, V keep = V(1)) {
     const V n = tanh(x[2] + r[2]);
-    s_new[0] = n + saved[1] * (s[0] - n);
+    const V kept = n * keep;
+    s_new[0] = kept + saved[1] * (s[0] - kept);
     saved[2] = n;
   }
   // Gradients of n and z; ds[0] still lacks the path through u, which backward_early() adds from du = R_n^T dr[2].
   template <class V>
-  FASTRNN_HD static void backward(const V* saved, const V* s, const V*, const V* ds_new, V* dx, V* dr, V* ds) {
+  FASTRNN_HD static void backward(const V* saved, const V* s, const V*, const V* ds_new, V* dx, V* dr, V* ds,
+                                  V keep = V(1)) {
     const V z = saved[1], n = saved[2], dh = ds_new[0];
-    dx[2] = dr[2] = dh * (V(1) - z) * d_tanh(n);
-    dx[1] = dr[1] = dh * (s[0] - n) * Gate::derivative(z);
+    dx[2] = dr[2] = dh * (V(1) - z) * keep * d_tanh(n);
+    dx[1] = dr[1] = dh * (s[0] - n * keep) * Gate::derivative(z);
     ds[0] = dh * z;
   }
   template <class V>

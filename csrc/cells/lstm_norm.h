@@ -10,6 +10,7 @@ struct LstmNormCell : LstmCell {
   static constexpr int kVectors = 4 + 2 + 4;    // gains of r; gain and shift of c; gains of x
   static constexpr int kOutputGate = 3;
   static constexpr bool kNormalised = true;
+  static constexpr bool kDropsCandidate = false;
   static constexpr bool kSharedGateGrad = false;
 
   // h' from the output gate o and n = LN(c').

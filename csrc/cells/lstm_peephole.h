@@ -9,13 +9,14 @@ struct LstmPeepholeCell : CellDefaults {
   static constexpr int kStates = 2;   // h c
   static constexpr int kSaved = 4;    // i f g o after activation
   static constexpr int kVectors = 3;  // p of i, f, o
+  static constexpr bool kDropsCandidate = true;
 
-  // p: [kVectors] parameters of this unit.
+  // p: [kVectors] parameters of this unit; keep: factor of the candidate g.
   template <class V>
-  FASTRNN_HD static void forward(const V* x, const V* r, const V* s, const V* p, V* s_new, V* saved) {
+  FASTRNN_HD static void forward(const V* x, const V* r, const V* s, const V* p, V* s_new, V* saved, V keep = V(1)) {
     const V i = sigmoid(x[0] + r[0] + p[0] * s[1]), f = sigmoid(x[1] + r[1] + p[1] * s[1]);
     const V g = tanh(x[2] + r[2]);
-    const V c = f * s[1] + i * g;
+    const V c = f * s[1] + i * (g * keep);
     const V o = sigmoid(x[3] + r[3] + p[2] * c);
     s_new[0] = o * tanh(c);
     s_new[1] = c;
@@ -27,14 +28,14 @@ struct LstmPeepholeCell : CellDefaults {
   // dr: [kGates], then the gradient of p.
   template <class V>
   FASTRNN_HD static void backward(const V* saved, const V* s, const V* p, const V* s_new, const V* ds_new, V* dx, V* dr,
-                                  V* ds) {
+                                  V* ds, V keep = V(1)) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V tc = tanh(s_new[1]);
     dx[3] = ds_new[0] * tc * d_sigmoid(o);
     const V dc = ds_new[1] + ds_new[0] * o * d_tanh(tc) + dx[3] * p[2];
-    dx[0] = dc * g * d_sigmoid(i);
+    dx[0] = dc * (g * keep) * d_sigmoid(i);
     dx[1] = dc * s[1] * d_sigmoid(f);
-    dx[2] = dc * i * d_tanh(g);
+    dx[2] = dc * (i * keep) * d_tanh(g);
     for (int k = 0; k < kGates; ++k) dr[k] = dx[k];
     dr[4] = dx[0] * s[1];
     dr[5] = dx[1] * s[1];

@@ -1,6 +1,7 @@
 // The recurrent kernels of one ISA, and what is measured with its vectors. Compiled once per ISA, FASTRNN_ISA its name.
 #include "isa.h"
 #include "rnn_norm.h"
+#include "rnn_reset.h"
 #include "rnn_units.h"
 #include "rnn_weight_gradients.h"
 

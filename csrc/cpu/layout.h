@@ -78,6 +78,11 @@ inline void multiply(const T* a, const T* b, int64_t n, T* out) {
     store_lanes(load_lanes(a + i, n - i) * load_lanes(b + i, n - i), out + i, n - i);
 }
 template <class T>
+inline void add_row(const T* from, int64_t n, T* into) {
+  for (int64_t i = 0; i < n; i += Vec<T>::kWidth)
+    store_lanes(load_lanes(into + i, n - i) + load_lanes(from + i, n - i), into + i, n - i);
+}
+template <class T>
 inline void fill_zero(T* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = T(0);
 }
@@ -162,14 +167,30 @@ struct ZoneoutRow {
   }
 };
 
+// The factor of the candidate of W units of one row at one step.
+template <class T>
+struct CandidateRow {
+  uint64_t key;
+
+  void at(const CandidateDropout& c, int d, int64_t t, int64_t b) {
+    key = noise_key(c.seed, kCandidateStream + d, c.per_step ? t : 0, b);
+  }
+  Vec<T> factor(const CandidateDropout& c, int64_t unit) const {
+    const T scale = c.rate < 1 ? T(1 / (1 - c.rate)) : T(0);
+    return select(hit_units<T>(key, unit, noise_threshold(c.rate)), Vec<T>(0), Vec<T>(scale));
+  }
+};
+
 // Segment boundaries of one direction: true if nothing enters step k of the row (see reset_mask in docs/semantics.md).
 inline bool starts_afresh(const uint8_t* mask, int64_t stride_t, int64_t stride_b, bool reverse, int64_t b,
                           int64_t length, int64_t k) {
   if (!mask || (reverse && k == 0)) return false;
   return mask[(reverse ? length - k : k) * stride_t + b * stride_b] != 0;
 }
+// Resets to the initial state do nothing at step 0, which starts from it.
 template <class T>
 inline bool enters_fresh(const RnnInput<T>& p, bool reverse, int64_t b, int64_t length, int64_t k) {
+  if (p.reset_to_initial && k == 0) return false;
   return starts_afresh(p.reset_mask, p.reset_stride_t, p.reset_stride_b, reverse, b, length, k);
 }
 }  // namespace

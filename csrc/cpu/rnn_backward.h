@@ -32,6 +32,7 @@ class BackwardRun {
     T* dh_projected;         // [out()] gradient of the projected h
     const T *c_raw, *mask;   // c before zoneout; factors of h in the product; null without
     ZoneoutRow<T, Cell::kStates> zoneout;
+    CandidateRow<T> candidate;
   };
 
  public:
@@ -90,6 +91,11 @@ class BackwardRun {
     dh_ = arena.take<T>(s_.B * (Hp_ > s_.out() ? Hp_ : s_.out()));
     dc_ = arena.take<T>(s_.B * kExtra * Hp_);
     c0_ = arena.take<T>(s_.B * kExtra * Hp_);
+    const int64_t returns = p_.reset_to_initial ? s_.B : 0;
+    c_initial_ = arena.take<T>(returns * kExtra * Hp_);
+    dr_initial_ = arena.take<T>(returns * ld_);
+    dh_initial_ = arena.take<T>(returns * (Hp_ > s_.out() ? Hp_ : s_.out()));
+    dc_initial_ = arena.take<T>(returns * kExtra * Hp_);
     ld_projected_ = round_up(s_.P, 16);
     dh_projected_ = arena.take<T>(s_.P ? rows * ld_projected_ : 0);
     masked_ = arena.take<T>(p_.h_mask ? rows * s_.out() : 0);
@@ -145,16 +151,18 @@ class BackwardRun {
            reserve_row(p_, d_, time(rows, i, k), k - segment_, rows.batch[i]) * p_.slots(K, Cell::kStates) * Hp_;
   }
   // Whether no gradient of a state crosses from step k to the one before.
-  bool cuts(const Rows& rows, int64_t i, int64_t k) const {
-    return fresh(rows, i, k) || starts_afresh(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, reverse(),
-                                              rows.batch[i], rows.length[i], k);
+  bool cuts(const Rows& rows, int64_t i, int64_t k) const { return fresh(rows, i, k) || detached(rows, i, k); }
+  bool detached(const Rows& rows, int64_t i, int64_t k) const {
+    return starts_afresh(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, reverse(), rows.batch[i],
+                         rows.length[i], k);
   }
   bool fresh(const Rows& rows, int64_t i, int64_t k) const {
     return enters_fresh(p_, reverse(), rows.batch[i], rows.length[i], k);
   }
   const T* h_before(const Rows& rows, int64_t i, int64_t k) const {
-    if (fresh(rows, i, k)) return zeros_;
-    return k == 0 ? h0_of(rows.batch[i]) : y_at(time(rows, i, k - 1), rows.batch[i]);
+    const bool first = fresh(rows, i, k);
+    if (first && !p_.reset_to_initial) return zeros_;
+    return first || k == 0 ? h0_of(rows.batch[i]) : y_at(time(rows, i, k - 1), rows.batch[i]);
   }
   const T* mask_of(int64_t b) const { return p_.h_mask ? p_.h_mask + (d_ * s_.B + b) * s_.out() : nullptr; }
   template <bool kSpecial>
@@ -181,6 +189,7 @@ class BackwardRun {
         copy_or_zero(dc ? dc + at * s_.H : nullptr, s_.H, dc_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
       }
       load_c0(i);
+      if (p_.reset_to_initial) begin_initial(i);
       if (p_.dx && d_ == 0)
         for (int64_t t = rows_.length[i]; t < s_.T; ++t)
           fill_zero(p_.dx + t * p_.dx_stride_t + rows_.batch[i] * p_.dx_stride_b, s_.I);
@@ -221,6 +230,11 @@ class BackwardRun {
       }
   }
 
+  // Gate gradients of step k+1.
+  const T* dr_after(int64_t i, int64_t k) const {
+    return k + 1 < k1_ ? dr_ + chunk_row(rows_.order[i], k + 1) * ld_ : boundary_ + rows_.order[i] * ld_;
+  }
+
   // Pointers of the rows that run at step k; a_ = the gate gradients of step k+1 (zeros where none flow back).
   int64_t set_rows(int64_t k) {
     const int64_t width = Hp_ > s_.out() ? Hp_ : s_.out();
@@ -232,7 +246,7 @@ class BackwardRun {
       row.saved = reserve_at(rows_, i, k);
       row.c_new = row.saved + K * Hp_;
       row.h_prev = h_before(rows_, i, k);
-      row.c_prev = first ? zeros_ : k == segment_ ? c0_ + o * kExtra * Hp_ : reserve_at(rows_, i, k - 1) + K * Hp_;
+      row.c_prev = first ? c_fresh(i) : k == segment_ ? c0_ + o * kExtra * Hp_ : reserve_at(rows_, i, k - 1) + K * Hp_;
       row.dy = p_.dy ? p_.dy + t * p_.dy_stride_t + b * p_.dy_stride_b + d_ * s_.out() : zeros_;
       row.dc = p_.dc ? p_.dc + t * p_.dc_stride_t + b * p_.dc_stride_b + d_ * s_.H : nullptr;
       row.dh_out = dh_ + o * width;
@@ -243,11 +257,13 @@ class BackwardRun {
       row.dr = dr_ + chunk_row(o, k) * ld_;
       row.c_raw = p_.zoneout.rate[1] > 0 ? row.saved + (K + kExtra + (s_.P > 0)) * Hp_ : nullptr;
       if (zoned_) row.zoneout.at(p_.zoneout, d_, t, b);
+      if (drops_) row.candidate.at(p_.candidate_dropout, d_, t, b);
       if ((row.mask = mask_of(b)) && mine(i))
         multiply(row.h_prev, row.mask, s_.out(), masked_ + chunk_row(o, k) * s_.out());
       row.dh_projected = dh_projected_ + chunk_row(o, k) * ld_projected_;
-      a_[i] = last || cut ? zeros_ : k + 1 < k1_ ? row.dr + s_.B * ld_ : boundary_ + o * ld_;
+      a_[i] = last || cut ? zeros_ : dr_after(i, k);
     }
+    if (p_.reset_to_initial) return_gradients(k, running);
     return running;
   }
 
@@ -374,11 +390,14 @@ class BackwardRun {
       row.dh_in = cut || (s_.P && !empty) ? zeros_ : dh_ + o * width;
       row.dh_out = p_.dstates_in[0] + at * s_.out();
       row.mask = mask_of(rows_.batch[i]);
+      const T* dc = cut ? nullptr : dc_ + o * kExtra * Hp_;
+      if (p_.reset_to_initial) dc = with_returned(i, row, dc);
       if (mine(i))
         for (int e = 0; e < kExtra; ++e)
           if (p_.dstates_in[1 + e])
-            copy_or_zero(cut ? nullptr : dc_ + (o * kExtra + e) * Hp_, s_.H, p_.dstates_in[1 + e] + at * s_.H, s_.H);
+            copy_or_zero(dc ? dc + e * Hp_ : nullptr, s_.H, p_.dstates_in[1 + e] + at * s_.H, s_.H);
     }
+    if (p_.reset_to_initial) step_barrier();
     if (!p_.dstates_in[0]) return;
     product(serial_depth<Cell>(s_), rows_.count, w_.wh_t[0], output_, 0, s_.out(),
             [&](const Row& row, int64_t c, int64_t lanes, V sum) {
@@ -386,6 +405,12 @@ class BackwardRun {
                           lanes);
             });
   }
+  const T* c_fresh(int64_t i) const {
+    return p_.reset_to_initial ? c_initial_ + rows_.order[i] * kExtra * Hp_ : zeros_;
+  }
+  void begin_initial(int64_t i);
+  void return_gradients(int64_t k, int64_t running);
+  const T* with_returned(int64_t i, Row& row, const T* dc);
 
   void store_weight_gradients();
   void store_transposed(const T* sums, int64_t in, T* out);
@@ -398,7 +423,8 @@ class BackwardRun {
   const Recompute<T>& recompute_;
   const Team team_;
   const int64_t Hp_, ld_;  // ld_: row stride of gate gradients; the extra 16 keeps rows out of one cache set
-  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask || p_.dc || p_.grad_clip > 0;
+  const bool zoned_ = p_.zoneout.any(), drops_ = p_.candidate_dropout.rate > 0;
+  const bool special_ = zoned_ || drops_ || p_.h_mask || p_.dc || p_.grad_clip > 0;
   int64_t bytes_, ld_projected_, k0_, k1_, n_;
   int64_t segment_ = 0;  // the first step that the reserve holds
   RnnForward<T> forward_{};
@@ -408,8 +434,9 @@ class BackwardRun {
   const T** a_;
   T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld_]
   T *dh_, *dc_, *c0_, *zeros_;
-  T *wx_, *wh_, *wr_;  // sums of the weight gradients
-  T* dn_;              // of a normalised cell with c: gradients of LN(c) times its gain
+  T *c_initial_, *dr_initial_, *dh_initial_, *dc_initial_;  // where resets return to the initial state, see rnn_reset.h
+  T *wx_, *wh_, *wr_;                                       // sums of the weight gradients
+  T* dn_;  // of a normalised cell with c: gradients of LN(c) times its gain
   double *bx_, *bh_;
   const T **x_list_, **h_list_, **kept_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;

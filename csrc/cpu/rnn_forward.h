@@ -28,6 +28,7 @@ class ForwardRun {
     const T* mask;    // [out()] factors of h for the next product, null without
     T* masked;        // [out()] where that goes
     ZoneoutRow<T, Cell::kStates> zoneout;
+    CandidateRow<T> candidate;
   };
 
  public:
@@ -65,6 +66,8 @@ class ForwardRun {
     }
     h_full_ = arena.take<T>(s_.P ? s_.B * Hp_ : 0);
     for (T*& masked : masked_) masked = arena.take<T>(p_.h_mask ? s_.B * s_.out() : 0);
+    c0_ = arena.take<T>(p_.reset_to_initial ? s_.B * kExtra * Hp_ : 0);
+    masked_h0_ = arena.take<T>(p_.reset_to_initial && p_.h_mask ? s_.B * s_.out() : 0);
   }
   void take_own(Arena& arena) {
     const bool by_rows = plan_.schedule == kBatchSplit;
@@ -101,6 +104,9 @@ class ForwardRun {
   const T* mask_of(int64_t i) const {
     return p_.h_mask ? p_.h_mask + (d_ * s_.B + rows_.batch[i]) * s_.out() : nullptr;
   }
+  // What enters a step that starts a segment: zeros, or the initial state.
+  const T* h_fresh(int64_t i) const { return p_.reset_to_initial ? h0_of(i) : zeros_; }
+  const T* c_fresh(int64_t i) const { return p_.reset_to_initial ? c0_ + rows_.order[i] * kExtra * Hp_ : zeros_; }
   T* masked_at(int64_t i, int64_t k) const { return masked_[k & 1] + rows_.order[i] * s_.out(); }
   // This thread's part of per-row chores: its own rows, or every size-th row when the team shares them all.
   bool mine(int64_t i) const { return plan_.schedule == kBatchSplit || i % team_.size == team_.rank; }
@@ -141,12 +147,19 @@ class ForwardRun {
       if (!mine(i) || (first_ && rows_.length[i] <= first_)) continue;
       for (int e = 0; e < kExtra; ++e)
         c_entering(p_, Cell::kStates, e, d_, first_, rows_.batch[i], state_ + (rows_.order[i] * kExtra + e) * Hp_);
+      if (p_.reset_to_initial) begin_initial(i);
       if (const T* mask = mask_of(i))
         multiply(first_ ? y_at(i, first_ - 1) : h0_of(i), mask, s_.out(), masked_at(i, first_));
       for (int64_t t = rows_.length[i]; t < s_.T && !recomputing(); ++t)
         fill_zero(p_.y + t * p_.y_stride_t + rows_.batch[i] * p_.y_stride_b + d_ * s_.out(), s_.out());
     }
     step_barrier();
+  }
+
+  void begin_initial(int64_t i) {
+    for (int e = 0; e < kExtra; ++e)
+      c_entering(p_, Cell::kStates, e, d_, 0, rows_.batch[i], c0_ + (rows_.order[i] * kExtra + e) * Hp_);
+    if (const T* mask = mask_of(i)) multiply(h0_of(i), mask, s_.out(), masked_h0_ + rows_.order[i] * s_.out());
   }
 
   // The checkpoint of step k: this thread's units, since others may be a step ahead with theirs.
@@ -210,8 +223,8 @@ class ForwardRun {
       const bool fresh = enters_fresh(p_, reverse(), rows_.batch[i], rows_.length[i], k);
       T* state = state_ + rows_.order[i] * kExtra * Hp_;
       row.y = y_at(i, k);
-      row.h_prev = fresh ? zeros_ : k == 0 ? h0_of(i) : y_at(i, k - 1);
-      row.c_prev = fresh ? zeros_ : state;
+      row.h_prev = fresh ? h_fresh(i) : k == 0 ? h0_of(i) : y_at(i, k - 1);
+      row.c_prev = fresh ? c_fresh(i) : state;
       row.c_new = state;
       row.saved = kKeepsSaved ? saved_ + rows_.order[i] * K * Hp_ : nullptr;
       row.h_full = s_.P ? h_full_ + rows_.order[i] * Hp_ : nullptr;
@@ -225,10 +238,14 @@ class ForwardRun {
       }
       a_[i] = row.h_prev;
       if (zoned_) row.zoneout.at(p_.zoneout, d_, time(i, k), rows_.batch[i]);
+      if (drops_) row.candidate.at(p_.candidate_dropout, d_, time(i, k), rows_.batch[i]);
       if (p_.h_mask) {
         row.mask = mask_of(i);
         row.masked = masked_at(i, k + 1);
-        if (!fresh) a_[i] = masked_at(i, k);
+        if (!fresh)
+          a_[i] = masked_at(i, k);
+        else if (p_.reset_to_initial)
+          a_[i] = masked_h0_ + rows_.order[i] * s_.out();
       }
     }
   }
@@ -303,16 +320,18 @@ class ForwardRun {
   const Plan plan_;
   const Team team_;
   const int64_t Hp_;
-  const bool zoned_ = p_.zoneout.any(), special_ = zoned_ || p_.h_mask;
+  const bool zoned_ = p_.zoneout.any(), drops_ = p_.candidate_dropout.rate > 0;
+  const bool special_ = zoned_ || drops_ || p_.h_mask;
   int64_t bytes_, first_ = 0;
   Rows rows_;
   Row* row_;
   const T** a_;  // row pointers of the current product
   int64_t* base_;
   T *state_, *u_, *saved_, *h_full_, *zeros_, *masked_[2];
-  T *raw_, *sums_;  // of a normalised cell: R h of the step, sums of the projected inputs of the chunk
-  T** kept_;        // reserves of the rows of the chunk
-  T* gx_[2];        // projected input of the chunk: [own panels][rows of the chunk][NV*W]
+  T *c0_, *masked_h0_;  // of the initial state, where resets return to it
+  T *raw_, *sums_;      // of a normalised cell: R h of the step, sums of the projected inputs of the chunk
+  T** kept_;            // reserves of the rows of the chunk
+  T* gx_[2];            // projected input of the chunk: [own panels][rows of the chunk][NV*W]
   Range panels_[2], projected_;
 };
 

@@ -26,7 +26,11 @@ void ForwardRun<Cell, T>::units(const Row& row, int64_t i, int64_t unit, const V
       for (int g = 0; g < S::gates(0); ++g) saved[g] = V::load(row.saved + g * Hp_ + unit);
     V vectors[kVectorRoom<Cell>];
     for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = V::load(w_.vectors + q * Hp_ + unit);
-    cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
+    if constexpr (kSpecial && Cell::kDropsCandidate)
+      cell_forward<Cell>(x, rec, s, vectors, s_new, saved,
+                         drops_ ? row.candidate.factor(p_.candidate_dropout, unit) : V(1));
+    else
+      cell_forward<Cell>(x, rec, s, vectors, s_new, saved);
     if (kSpecial && zoned_) zone_out(row, unit, lanes, s, s_new);
     for (int e = 0; e < kExtra; ++e) s_new[1 + e].store(row.c_new + e * Hp_ + unit);
     if (s_.P)
@@ -90,7 +94,11 @@ void BackwardRun<Cell, T>::units(const Row& row, int64_t u, int64_t lanes, V dh)
   if (kSpecial && kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
   V kept[Cell::kStates] = {};  // by zoneout: what goes straight to the state before
   if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
-  cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
+  if constexpr (kSpecial && Cell::kDropsCandidate)
+    cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds,
+                        drops_ ? row.candidate.factor(p_.candidate_dropout, u) : V(1));
+  else
+    cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
   for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
   if (kSpecial && p_.grad_clip > 0)
     for (int g = 0; g < G; ++g) dx[g] = clip(dx[g]), dr[g] = clip(dr[g]);

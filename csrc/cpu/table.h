@@ -87,10 +87,11 @@ struct CpuTable {
 struct CellInfo {
   const char* name;
   int gates, states, saved, vectors;
-  bool product;
+  bool product, drops_candidate;
 };
 constexpr CellInfo kCells[kNumCells] = {
-#define FASTRNN_INFO(name, Cell) {#name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kVectors, Cell::kProduct},
+#define FASTRNN_INFO(name, Cell) \
+  {#name, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kVectors, Cell::kProduct, Cell::kDropsCandidate},
     FASTRNN_FOR_EACH_CELL(FASTRNN_INFO)
 #undef FASTRNN_INFO
 };

@@ -14,6 +14,7 @@ LANES = 16  # the reserve pads H to whole vectors of this many units, for every 
 CELLS: dict[str, tuple[int, ...]] = {
     n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
 }
+WITH_CANDIDATE = frozenset(name for name, c in _core.CELLS.items() if c["drops_candidate"])
 NORMALISED = frozenset(name for name in CELLS if reference.CELLS[name] in reference.NORMALISED)
 
 

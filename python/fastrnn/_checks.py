@@ -169,6 +169,12 @@ def check_probability(function: str, name: str, p: object) -> None:
         raise ValueError(f"{function}: {name} is {p!r}, expected a probability in [0, 1]")
 
 
+def check_reset_to(function: str, reset_to: object) -> None:
+    """Raises unless this names a state that resets can go to."""
+    if reset_to not in ("zero", "initial"):
+        raise ValueError(f"{function}: reset_to is {reset_to!r}, expected 'zero' or 'initial'")
+
+
 def check_zoneout(function: str, rates: object, P: int) -> None:
     """Raises for zoneout of a projected h: what would be kept is not the state of a unit."""
     if rates is not None and rates.zoneout[0] and P:

@@ -36,6 +36,9 @@ _OPTIONS |= {
     "grad_clip": 0.0,
     "learn_initial_state": False,
     "num_heads": 1,
+    "reset_to": "zero",
+    "candidate_dropout": 0.0,
+    "candidate_dropout_per": "step",
 }
 _TORCH_ONLY = ("mode", "_flat_weights", "_flat_weight_refs")  # kept by torch.nn.RNNBase besides the parameters
 _NAMES = {theirs.__name__ for theirs in _PAIRS}

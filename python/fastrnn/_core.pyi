@@ -17,6 +17,7 @@ class Cell(TypedDict):
     reserve: int  # R: what forward keeps per step for backward, in rows of H rounded up to a multiple of 16
     vectors: int  # V: parameters of each unit besides the matrices, at the end of b_hh
     product: bool  # whether there is a recurrent matrix
+    drops_candidate: bool  # whether candidate dropout can act
 
 class Plan(TypedDict):
     schedule: str  # "batch_split" or "hidden_split"
@@ -56,8 +57,9 @@ def rnn_forward(
     reserve: int,  # [D, T, B, R, H rounded up to a multiple of 16]; 0 = inference
     schedule: str,  # "" = chosen by plan()
     threads: int,  # 0 = num_threads()
-    noise: tuple[int, float, float, bool, int] | None,
+    noise: tuple[int, float, float, bool, int, float, bool] | None,
     backprop: tuple[int, float, int, int, int] | None,  # with segment_steps, reserve is the checkpoints
+    reset_to_initial: bool,  # where reset_mask is true, states_in enters, not zeros
     /,
 ) -> None: ...
 def rnn_backward(
@@ -96,8 +98,9 @@ def rnn_backward(
     dweights: list[int],
     schedule: str,
     threads: int,
-    noise: tuple[int, float, float, bool, int] | None,
+    noise: tuple[int, float, float, bool, int, float, bool] | None,
     backprop: tuple[int, float, int, int, int] | None,
+    reset_to_initial: bool,
     /,
 ) -> None: ...
 def dropout_mask(itemsize: int, seed: int, stream: int, rows: int, units: int, rate: float, out: int, /) -> None: ...

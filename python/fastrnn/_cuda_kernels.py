@@ -35,7 +35,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 _LOG = os.environ.get("FASTRNN_LOG") == "1"
-_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_core
+_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_cuda
 _FORCED = os.environ.get("FASTRNN_CUDA_SCHEDULE", "")
 
 
@@ -131,7 +131,7 @@ class _Recurrence:
         recompute: bool,
     ):
         self.cell, self.x, self.shape, self.batch_first, self.schedule = cell, x, shape, batch_first, schedule
-        self.noise = _QUIET if noise is None else noise.for_core()
+        self.noise = _QUIET if noise is None else noise.for_cuda()
         self._h_mask = None if noise is None else noise.h_mask  # keeps its memory
         self.recompute = recompute
         lengths, self.reset_mask = rows
@@ -236,12 +236,16 @@ def forward(
     whole_reserve: bool = False,
     noise: Noise | None = None,
     backprop: Backprop | None = None,
+    reset_to_initial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """As _kernels.forward(); `threads` is for CPUs. With checkpoint_every, of any number, the reserve has no gates, and backward
     computes them again."""
     recompute = training and backprop is not None and backprop.checkpoint_every > 0
     if cell not in module().CELLS:
         raise NotImplementedError(f"{function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu")
+    if reset_to_initial or (noise is not None and noise.candidate):
+        what = "reset_to='initial'" if reset_to_initial else "candidate_dropout"
+        raise NotImplementedError(f"{function_of(cell)}: {what} is not implemented on cuda, expected the default")
     x, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     if (noise is not None or (training and backprop is not None)) and not module().CELLS[cell]["special"]:
@@ -326,6 +330,7 @@ def backward(
     noise: Noise | None = None,
     dcs: Tensor | None = None,
     backprop: Backprop | None = None,
+    reset_to_initial: bool = False,
 ) -> list[Tensor]:
     """As _kernels.backward(); `call` is for CPUs; whether the gates are recomputed shows in the reserve."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
@@ -358,7 +363,7 @@ def backward(
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
         _oracle.check_backward(
-            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, backprop), above, wanted, grads
+            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, backprop, False), above, wanted, grads
         )
     return grads
 

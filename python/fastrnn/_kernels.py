@@ -240,12 +240,13 @@ def forward(
     whole_reserve: bool = False,
     noise: Noise | None = None,
     backprop: Backprop | None = None,
+    reset_to_initial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Runs the layer: y, h, c (None for cells with one state) and the reserve (None unless training); with checkpoints
     those instead.
 
     `call` comes from prepare() or prepare_any(). whole_reserve zeroes what the kernel leaves unwritten, so that an
-    operator's outputs are reproducible.
+    operator's outputs are reproducible. reset_to_initial: where reset_mask is true h0 and c0 enter, not zeros.
     """
     item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, *mask, rows, _ = call
     out = P or H
@@ -278,11 +279,13 @@ def forward(
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),
         *mask, y.data_ptr(), y_t, y_b, states_out, reserve_address, schedule, threads or current_threads(),
-        None if noise is None else noise.for_core(), backward_options,
+        None if noise is None else noise.for_core(), backward_options, reset_to_initial,
     )  # fmt: skip
     if _oracle.CHECK:
         _oracle.check_forward(
-            cell, (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise), (y, h, c)
+            cell,
+            (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise, False, None, reset_to_initial),
+            (y, h, c),
         )
     return y, h, c, reserve
 
@@ -309,6 +312,7 @@ def backward(
     noise: Noise | None = None,
     dcs: Tensor | None = None,
     backprop: Backprop | None = None,
+    reset_to_initial: bool = False,
 ) -> list[Tensor]:
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
@@ -350,13 +354,13 @@ def backward(
         *mask, y.data_ptr(), y_t, y_b, reserve.data_ptr(), address_of(dy), dy_t, dy_b,
         [address_of(dh), address_of(dc)][:S], address_of(dcs), dcs_t, dcs_b, dx, dx_t, dx_b, [dh0, dc0][:S],
         five_per_direction(dweights, len(weights) // directions), schedule, threads or current_threads(),
-        None if noise is None else noise.for_core(), options,
+        None if noise is None else noise.for_core(), options, reset_to_initial,
     )  # fmt: skip
     found = [g for g in grads if g is not None]
     if _oracle.CHECK:
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
-        rest = (lengths, reset_mask, directions, batch_first, noise, backprop)
+        rest = (lengths, reset_mask, directions, batch_first, noise, backprop, reset_to_initial)
         _oracle.check_backward(cell, inputs, rest, above, wanted, found)
     return found
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED
+from ._cells import CELLS, NORMALISED, WITH_CANDIDATE
 from ._tensor_checks import check_dense, check_device, check_floats, check_like
 
 HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights per direction; an odd one has w_hr
@@ -92,6 +92,13 @@ def check_layer(
     _checks.check_size(function, "x", "T", T)
     check_states(function, cell, x, states, directions, B, H, P, "L*D" if suffix else "D")
     check_rows(function, x, lengths, reset_mask, T, B, batch_first)
+
+
+def check_candidate(function: str, cell: str, p: float) -> None:
+    """Raises if the candidate of a cell that has none that could be dropped is to be dropped."""
+    if p and cell not in WITH_CANDIDATE:
+        what = "is layer-normalised" if cell in NORMALISED else "has no candidate beside a gate"
+        raise ValueError(f"{function}: candidate_dropout is {p}, expected 0: {cell} {what}")
 
 
 def check_states(

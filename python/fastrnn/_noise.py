@@ -22,6 +22,7 @@ _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Streams: 2 d + s for zoneout of state s in direction d, and
 _RECURRENT_DROPOUT, _WEIGHT_DROPOUT, _INPUT_DROPOUT, _OUTPUT_DROPOUT = 8, 16, 24, 32
+CANDIDATE_DROPOUT = 40
 
 
 class Noise(NamedTuple):
@@ -31,6 +32,8 @@ class Noise(NamedTuple):
     zoneout: tuple[float, float]  # of h, c: probability that a unit keeps the state of the step before
     training: bool  # False: the expectation
     h_mask: Tensor | None = None  # [D, B, H or P] factors of h where the recurrent product reads it
+    candidate: float = 0.0  # probability of dropping a unit of the candidate
+    candidate_per_step: bool = True  # False: the same units at every step
 
     def of_head(self, head: int, num_heads: int) -> Noise:
         """Those of one head: the units of head n draw as those of a layer of H/N units with another seed, and h_mask is the
@@ -39,9 +42,13 @@ class Noise(NamedTuple):
         mask = None if mask is None else split_units(mask, num_heads)[head].contiguous()
         return self._replace(seed=_mix64_int((self.seed + head * _GOLDEN) & _64), h_mask=mask)
 
-    def for_core(self) -> tuple[int, float, float, bool, int]:
-        """As _core takes it."""
+    def for_cuda(self) -> tuple[int, float, float, bool, int]:
+        """As _cuda takes it, which drops no candidates."""
         return self.seed, *self.zoneout, self.training, 0 if self.h_mask is None else self.h_mask.data_ptr()
+
+    def for_core(self) -> tuple[int, float, float, bool, int, float, bool]:
+        """As _core takes it."""
+        return *self.for_cuda(), self.candidate, self.candidate_per_step
 
 
 class Rates(NamedTuple):
@@ -52,6 +59,8 @@ class Rates(NamedTuple):
     weight_dropout: float = 0.0
     input_dropout: float = 0.0
     output_dropout: float = 0.0
+    candidate_dropout: float = 0.0
+    candidate_per_step: bool = True
     seed: int = 0
 
     def drawn(self, function: str, seed: int | None, training: bool) -> Rates | None:
@@ -62,7 +71,7 @@ class Rates(NamedTuple):
             return None
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
-                f"{function}: zoneout and the dropouts of the recurrence, of weights, input and output are not implemented "
+                f"{function}: zoneout and the dropouts of the recurrence, of the candidate, of weights, input and output are not implemented "
                 "inside torch.compile, torch.export and torch.func, expected 0"
             )
         if not training:
@@ -71,14 +80,14 @@ class Rates(NamedTuple):
 
     def of_layer(self, layer: int, training: bool, x: Tensor, B: int, width: int, D: int) -> Noise | None:
         """The regularisers of layer number `layer`, for the dtype and device of x."""
-        p = self.recurrent_dropout if training else 0.0
-        if not (any(self.zoneout) or p):
+        p, candidate = (self.recurrent_dropout, self.candidate_dropout) if training else (0.0, 0.0)
+        if not (any(self.zoneout) or p or candidate):
             return None
         seed = self.seed_of(layer)
         mask = None
         if p:
             mask = torch.stack([dropout_mask(seed, _RECURRENT_DROPOUT + d, B, width, p, x) for d in range(D)])
-        return Noise(seed, self.zoneout, training, mask)
+        return Noise(seed, self.zoneout, training, mask, candidate, self.candidate_per_step)
 
     def seed_of(self, layer: int) -> int:
         return _mix64_int((self.seed + layer * 0xD1B54A32D192ED03) & _64)

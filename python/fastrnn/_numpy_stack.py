@@ -14,6 +14,7 @@ from ._checks import (
     check_lengths,
     check_probability,
     check_rank,
+    check_reset_to,
     check_shape,
     check_size,
     check_weights,
@@ -86,8 +87,10 @@ class Recurrent:
         prefix: str = "",
         zoneout: float | tuple[float, float] = 0.0,
         num_heads: int = 1,
+        reset_to: str = "zero",
     ):
-        self.batch_first, self.num_heads = batch_first, num_heads
+        self.batch_first, self.num_heads, self.reset_to = batch_first, num_heads, reset_to
+        check_reset_to(self._function, reset_to)
         pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
         for name, p in zip(("zoneout", "zoneout of c"), pair):
             check_probability(self._function, name, p)
@@ -144,6 +147,7 @@ class Recurrent:
             "layer_norm",
             "zoneout",
             "num_heads",
+            "reset_to",
         ):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
@@ -330,7 +334,8 @@ class Recurrent:
             [0 if w is None else w.ctypes.data for w in weights], [s.ctypes.data for s in states],
             0 if lengths is None else lengths.ctypes.data, 0 if mask is None else mask.ctypes.data,
             *((0, 0) if mask is None else mask.strides), y.ctypes.data, *_steps(y), [s.ctypes.data for s in last], 0, "",
-            threads.current(), (0, *self.zoneout, False, 0) if any(self.zoneout) else None, None,
+            threads.current(), (0, *self.zoneout, False, 0, 0.0, True) if any(self.zoneout) else None, None,
+            self.reset_to == "initial",
         )  # fmt: skip
         return y, last
 

@@ -37,6 +37,7 @@ def oracle(
     noise: Noise | None = None,
     return_states: bool = False,
     backprop: Backprop | None = None,
+    reset_to_initial: bool = False,
 ) -> tuple[Tensor, ...]:
     """The same layer by reference.layer(): y, h and, for the LSTM, c; with return_states then c of every step."""
     if batch_first:
@@ -50,8 +51,9 @@ def oracle(
     if detach_mask is not None and batch_first:
         detach_mask = detach_mask.t()
     y, last, *cs = reference.layer(
-        cell, x, weights, states, lengths, reset_mask, directions, noise, return_states, detach_mask, clip
-    )
+        cell, x, weights, states, lengths, reset_mask, directions, noise, return_states, detach_mask, clip,
+        reset_to="initial" if reset_to_initial else "zero",
+    )  # fmt: skip
     y, *cs = (t.transpose(0, 1) if batch_first else t for t in (y, *cs))
     return y, *last, *cs
 
@@ -96,8 +98,8 @@ def _check_backward_here(
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         inputs = [None if t is None else _double(t).requires_grad_() for t in inputs]
         x, h0, c0, *weights = inputs
-        lengths, reset_mask, *options, backprop = options
-        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options, len(douts) == 4, backprop)
+        lengths, reset_mask, *options, backprop, to_initial = options
+        outs = oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options, len(douts) == 4, backprop, to_initial)
         pairs = [(o, d.double()) for o, d in zip(outs, douts) if d is not None]
         chosen = [t for t, want in zip(inputs, wanted) if want]
         want = torch.autograd.grad([o for o, _ in pairs], chosen, [d for _, d in pairs], materialize_grads=True)

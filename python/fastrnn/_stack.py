@@ -17,7 +17,7 @@ from . import _backends, _checks
 from ._backprop import Backprop
 from ._cells import CELLS, NORMALISED
 from ._heads import check_heads
-from ._layer_checks import check_input, check_states
+from ._layer_checks import check_candidate, check_input, check_states
 from ._noise import Rates
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_dense, check_like
 from .ops import Keep, rnn_heads, rnn_layer
@@ -42,6 +42,7 @@ class Stack(NamedTuple):
     kept: list[tuple[Tensor | None, ...]] | None = None  # gets h, c and gates of each layer; None if nobody asks
     with_gates: bool = False
     backprop: Backprop | None = None  # options of backward; None without
+    reset_to: str = "zero"  # or "initial": what enters where reset_mask is true
     num_heads: int = 1  # blocks on the diagonal of the recurrent matrix
 
 
@@ -134,6 +135,8 @@ def rates_of(
     weight_dropout: float,
     input_dropout: float,
     output_dropout: float,
+    candidate_dropout: float = 0.0,
+    candidate_dropout_per: str = "step",
 ) -> Rates | None:
     """The regularisers asked for, checked; None if there are none."""
     pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
@@ -141,12 +144,21 @@ def rates_of(
         _checks.check_count(function, "zoneout", len(pair), "2: of h and of c")
     named = {"zoneout": pair[0], "zoneout of c": pair[1]}
     dropouts = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
-    dropouts |= {"input_dropout": input_dropout, "output_dropout": output_dropout}
+    dropouts |= {
+        "input_dropout": input_dropout,
+        "output_dropout": output_dropout,
+        "candidate_dropout": candidate_dropout,
+    }
     for name, p in (named | dropouts).items():
         _checks.check_probability(function, name, p)
+    if candidate_dropout_per not in ("step", "sequence"):
+        raise ValueError(
+            f"{function}: candidate_dropout_per is {candidate_dropout_per!r}, expected 'step' or 'sequence'"
+        )
     if not (any(pair) or any(dropouts.values())):
         return None
-    return Rates((float(pair[0]), float(pair[1])), **{name: float(p) for name, p in dropouts.items()})
+    per_step, rates = candidate_dropout_per == "step", {name: float(p) for name, p in dropouts.items()}
+    return Rates((float(pair[0]), float(pair[1])), candidate_per_step=per_step, **rates)
 
 
 def infer_stack(
@@ -159,6 +171,7 @@ def infer_stack(
     rates: Rates | None = None,
     backprop: Backprop | None = None,
     num_heads: int = 1,
+    reset_to: str = "zero",
 ) -> Stack:
     """Layers, biases, projection and sizes, as the list of weights has them."""
     _checks.check_probability(function, "dropout", dropout)
@@ -183,6 +196,8 @@ def infer_stack(
         )
     sizes = (weights[0].shape[1], rows // gates, weights[n - 1].shape[0] if projected else 0)
     _checks.check_zoneout(function, rates, sizes[2])
+    _checks.check_reset_to(function, reset_to)
+    check_candidate(function, cell, 0.0 if rates is None else rates.candidate_dropout)
     check_heads(function, num_heads, *sizes[1:], cell in NORMALISED)
     return Stack(
         function,
@@ -195,6 +210,7 @@ def infer_stack(
         float(dropout),
         rates=rates,
         backprop=backprop,
+        reset_to=reset_to,
         num_heads=num_heads,
     )
 
@@ -345,7 +361,7 @@ def run_batched(
         function, cell, _, D, _, sizes, batch_first, _, suffix, *_ = stack
         return rnn_layer(
             cell, x, weights, states, lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
-            suffix=suffix, expected=sizes,
+            suffix=suffix, expected=sizes, reset_to=stack.reset_to,
         )  # fmt: skip
     return _run_layers(stack, x, states, weights, training, lengths, reset_mask)
 
@@ -359,7 +375,9 @@ def _run_layers(
     lengths: Tensor | None,
     reset_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates, backprop, heads = stack
+    function, cell, L, D, n, (I, H, P), batch_first, p, suffix, rates, kept, with_gates, backprop, reset_to, heads = (
+        stack
+    )
     if rates is not None or states is not None:
         check_input(function, x, "(B, T, I)" if batch_first else "(T, B, I)")
     if states is not None:
@@ -383,7 +401,7 @@ def _run_layers(
             each(lambda s, k=k: s[k * D : (k + 1) * D], states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
-            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep,
+            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep, reset_to=reset_to,
         )  # fmt: skip
         if kept is not None:
             kept.append((x, keep.c, keep.gates))

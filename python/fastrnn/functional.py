@@ -58,6 +58,8 @@ def lstm(
     recurrent_activation: str = "sigmoid",
     zoneout: float | tuple[float, float] = 0.0,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    candidate_dropout_per: str = "step",
     weight_dropout: float = 0.0,
     input_dropout: float = 0.0,
     output_dropout: float = 0.0,
@@ -69,6 +71,7 @@ def lstm(
     return_gates: bool = False,
     layer_norm: bool = False,
     num_heads: int = 1,
+    reset_to: str = "zero",
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997, forget gate of Gers 2000, projection of Sak 2014) over whole sequences.
 
@@ -93,6 +96,9 @@ def lstm(
             the expectation if not `training`.
         recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
             it (Gal & Ghahramani 2016), if `training`.
+        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate there
+            (Semeniuta et al. 2016), if `training`.
+        candidate_dropout_per: "step" to draw these units anew at every step, "sequence" for the same ones.
         weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al. 2018),
             if `training`.
         input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
@@ -105,6 +111,7 @@ def lstm(
         return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM does.
         num_heads: blocks on the diagonal of the recurrent matrix: w_hh is [4*H, H/num_heads], each row with the columns of its
             unit's own head; as in fastrnn.nn.LSTM.
+        reset_to: "zero", or "initial": where reset_mask is true `state` enters, and gets a gradient from there.
 
     Returns:
         y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`; then, if asked for, the states of every step.
@@ -117,9 +124,12 @@ def lstm(
         >>> y, (h, c) = lstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
     """
     cell = _checks.lstm_cell("lstm", coupled, peepholes, recurrent_activation, layer_norm)
-    rates = _drawn("lstm", zoneout, (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training)
+    dropouts = (recurrent_dropout, weight_dropout, input_dropout, output_dropout, candidate_dropout)
+    rates = _drawn("lstm", zoneout, dropouts, seed, training, candidate_dropout_per)
     backprop = backprop_of("lstm", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
+    stack = infer_stack(
+        "lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads, reset_to
+    )
     return _run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask, return_states, return_gates)
 
 
@@ -138,6 +148,8 @@ def gru(
     recurrent_activation: str = "sigmoid",
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
+    candidate_dropout: float = 0.0,
+    candidate_dropout_per: str = "step",
     weight_dropout: float = 0.0,
     input_dropout: float = 0.0,
     output_dropout: float = 0.0,
@@ -149,6 +161,7 @@ def gru(
     return_gates: bool = False,
     layer_norm: bool = False,
     num_heads: int = 1,
+    reset_to: str = "zero",
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """GRU (Cho et al. 2014) over whole sequences.
 
@@ -160,8 +173,9 @@ def gru(
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
-            return_gates, num_heads: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout, output_dropout, seed,
+            checkpoint_every, grad_clip, detach_mask, return_states, return_gates, num_heads, reset_to: as in lstm(); zoneout
+            of h, and the candidate is n.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
@@ -173,11 +187,10 @@ def gru(
         >>> y, h = gru(torch.ones(5, 2, 3), None, [torch.ones(12, 3), torch.ones(12, 4)], reset_after=False)
     """
     cell = _checks.gru_cell("gru", reset_after, recurrent_activation, layer_norm)
-    rates = _drawn(
-        "gru", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
-    )
+    dropouts = (recurrent_dropout, weight_dropout, input_dropout, output_dropout, candidate_dropout)
+    rates = _drawn("gru", (zoneout, 0.0), dropouts, seed, training, candidate_dropout_per)
     backprop = backprop_of("gru", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
+    stack = infer_stack("gru", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads, reset_to)
     states = as_single(stack.function, state)
     y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
     return y, last[0], *more
@@ -207,6 +220,7 @@ def rnn(
     return_states: bool = False,
     return_gates: bool = False,
     num_heads: int = 1,
+    reset_to: str = "zero",
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Simple recurrent network (Elman 1990) over whole sequences: h' = f(W x + b_ih + R h + b_hh).
 
@@ -216,7 +230,7 @@ def rnn(
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
         zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
-            return_gates, num_heads: as in lstm(); zoneout of h.
+            return_gates, num_heads, reset_to: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
@@ -230,11 +244,10 @@ def rnn(
     cell = f"rnn_{nonlinearity}"
     if cell not in CELLS:
         raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
-    rates = _drawn(
-        "rnn", (zoneout, 0.0), (recurrent_dropout, weight_dropout, input_dropout, output_dropout), seed, training
-    )
+    dropouts = (recurrent_dropout, weight_dropout, input_dropout, output_dropout, 0.0)
+    rates = _drawn("rnn", (zoneout, 0.0), dropouts, seed, training)
     backprop = backprop_of("rnn", checkpoint_every, grad_clip, detach_mask)
-    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads)
+    stack = infer_stack("rnn", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads, reset_to)
     states = as_single(stack.function, state)
     y, last, *more = _run(stack, x, states, weights, training, lengths, reset_mask, return_states, return_gates)
     return y, last[0], *more
@@ -243,11 +256,12 @@ def rnn(
 def _drawn(
     function: str,
     zoneout: float | tuple[float, float],
-    dropouts: tuple[float, float, float, float],  # of the recurrence, of weights, of input and output
+    dropouts: tuple[float, ...],  # of the recurrence, of weights, of input and output, of the candidate
     seed: int | None,
     training: bool,
+    candidate_per: str = "step",
 ) -> Rates | None:
-    rates = rates_of(function, zoneout, *dropouts)
+    rates = rates_of(function, zoneout, *dropouts, candidate_per)
     return None if rates is None else rates.drawn(function, seed, training)
 
 

@@ -47,6 +47,7 @@ class LSTM(Recurrent):
         layer_norm: True for fastrnn.nn.LSTM's parameters gain_ih, gain_hh, gain_c and bias_c besides; from a state_dict.
         zoneout: probability (or a pair for h and c) that the layer was trained with; its expectation is computed.
         num_heads: blocks on the diagonal of the recurrent matrix: weight_hh is [4*H, H/num_heads].
+        reset_to: "zero", or "initial": what enters where reset_mask is true is the state given.
     """
 
     _function, _gates = "lstm", 4
@@ -63,11 +64,14 @@ class LSTM(Recurrent):
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
         num_heads: int = 1,
+        reset_to: str = "zero",
     ):
         self.coupled, self.peepholes = bool(coupled), bool(peepholes)
         self.recurrent_activation, self.layer_norm = recurrent_activation, bool(layer_norm)
         self._gates = 3 if coupled else 4
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
+        super().__init__(
+            weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads, reset_to=reset_to
+        )
 
     def _cell(self) -> str:
         return lstm_cell("lstm", self.coupled, self.peepholes, self.recurrent_activation, self.layer_norm)
@@ -89,7 +93,7 @@ class GRU(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
-        recurrent_activation, layer_norm, zoneout, num_heads: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
+        recurrent_activation, layer_norm, zoneout, num_heads, reset_to: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
     """
 
     _function, _gates = "gru", 3
@@ -105,10 +109,13 @@ class GRU(Recurrent):
         layer_norm: bool = False,
         zoneout: float = 0.0,
         num_heads: int = 1,
+        reset_to: str = "zero",
     ):
         self.reset_after, self.recurrent_activation = bool(reset_after), recurrent_activation
         self.layer_norm = bool(layer_norm)
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
+        super().__init__(
+            weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads, reset_to=reset_to
+        )
 
     def _cell(self) -> str:
         return gru_cell("gru", self.reset_after, self.recurrent_activation, self.layer_norm)
@@ -123,7 +130,7 @@ class RNN(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, num_heads: as in LSTM, zoneout of h.
+        zoneout, num_heads, reset_to: as in LSTM, zoneout of h.
     """
 
     _function, _gates = "rnn", 1
@@ -137,11 +144,14 @@ class RNN(Recurrent):
         nonlinearity: str = "tanh",
         zoneout: float = 0.0,
         num_heads: int = 1,
+        reset_to: str = "zero",
     ):
         if nonlinearity not in ("tanh", "relu", "sigmoid"):
             raise ValueError(f"rnn: nonlinearity is {nonlinearity!r}, expected 'tanh', 'relu' or 'sigmoid'")
         self.nonlinearity = nonlinearity
-        super().__init__(weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads)
+        super().__init__(
+            weights, batch_first=batch_first, prefix=prefix, zoneout=zoneout, num_heads=num_heads, reset_to=reset_to
+        )
 
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"

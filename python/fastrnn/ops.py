@@ -20,7 +20,7 @@ from ._cells import CELLS, NORMALISED
 from ._checks import function_of
 from ._heads import join_units, split_rows, split_units
 from ._kernels import prepare
-from ._layer_checks import check_backprop, check_layer, check_rows
+from ._layer_checks import check_backprop, check_candidate, check_layer, check_rows
 from ._noise import Noise
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -39,12 +39,14 @@ class _Eager(torch.autograd.Function):
     """Path 2. `plain` is what prepare() found, kept for backward: addresses, unlike prepare_any()'s copies."""
 
     @staticmethod
-    def forward(ctx, call, plain, cell, rows, options, noise, backprop, keep, x, h0, c0, *weights):
+    def forward(ctx, call, plain, cell, rows, options, noise, backprop, keep, to_initial, x, h0, c0, *weights):
         y, h, c, reserve = _backends.kernels_of(x).forward(
-            call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise, backprop=backprop
-        )
+            call, cell, x, h0, c0, *rows, weights, *options, True, noise=noise, backprop=backprop,
+            reset_to_initial=to_initial,
+        )  # fmt: skip
         ctx.save_for_backward(x, h0, c0, *rows, y, reserve, *weights)
         ctx.plain, ctx.cell, ctx.options, ctx.noise, ctx.backprop = plain, cell, options, noise, backprop
+        ctx.to_initial = to_initial
         ctx.set_materialize_grads(False)
         if keep is None:
             return (y, h) if c is None else (y, h, c)
@@ -55,18 +57,19 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, dy, dh, dc=None, dcs=None):
         x, h0, c0, lengths, reset_mask, y, reserve, *weights = ctx.saved_tensors
         options, noise, backprop = ctx.options, ctx.noise, ctx.backprop
-        wanted = ctx.needs_input_grad[8:]
+        wanted = ctx.needs_input_grad[9:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or is_watched() or is_exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
-            if noise is not None or dcs is not None or backprop is not None:
+            if noise is not None or dcs is not None or backprop is not None or ctx.to_initial:
                 above = (dy, dh, dc, dcs) if dcs is not None else (dy, dh, dc)
-                found = _restated_gradients(args, weights, options, noise, backprop, above, wanted)
+                found = _restated_gradients(args, weights, options, noise, backprop, ctx.to_initial, above, wanted)
             else:
                 found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
         else:
             backward = _backends.kernels_of(x).backward
-            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, wanted, ctx.plain, noise, dcs, backprop)
-        return None, None, None, None, None, None, None, None, *_operators.spread(found, wanted)
+            rest = (wanted, ctx.plain, noise, dcs, backprop, ctx.to_initial)
+            found = backward(*args, weights, *options, y, reserve, dy, dh, dc, *rest)
+        return None, None, None, None, None, None, None, None, None, *_operators.spread(found, wanted)
 
 
 class Keep:
@@ -95,12 +98,15 @@ def _restated_gradients(
     options: tuple,
     noise: Noise | None,
     backprop: Backprop | None,
+    to_initial: bool,
     above: Sequence[Tensor | None],
     wanted: tuple,
 ) -> list[Tensor]:
     """Gradients that can be differentiated again, of a layer with options: by the oracle, with the same noise."""
     cell, x, h0, c0, lengths, reset_mask = args
-    outs = _oracle.oracle(cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop)
+    outs = _oracle.oracle(
+        cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop, to_initial
+    )
     pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
     chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
     outs, above = zip(*pairs)
@@ -127,8 +133,8 @@ def is_exotic(tensors: Sequence[Tensor | None]) -> bool:
 def _refuse(function: str, special: bool, place: str) -> None:
     if special:
         raise NotImplementedError(
-            f"{function}: zoneout, recurrent_dropout, return_states, checkpoint_every, grad_clip and detach_mask are not "
-            f"implemented {place}, expected none of them"
+            f"{function}: zoneout, recurrent_dropout, candidate_dropout, reset_to='initial', return_states, checkpoint_every, "
+            f"grad_clip and detach_mask are not implemented {place}, expected none of them"
         )
 
 
@@ -160,6 +166,7 @@ def rnn_layer(
     noise: Noise | None = None,
     backprop: Backprop | None = None,
     keep: Keep | None = None,
+    reset_to: str = "zero",
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs one recurrent layer; differentiable, traceable.
 
@@ -179,6 +186,7 @@ def rnn_layer(
         noise: zoneout and recurrent dropout of this call, outside of torch.compile and torch.func.
         backprop: how gradients are computed, on CPUs, where noise works.
         keep: gets the states of every step, where noise works.
+        reset_to: "zero", or "initial": the state that enters where reset_mask is true, on CPUs, where noise works.
 
     Returns:
         y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
@@ -201,13 +209,16 @@ def rnn_layer(
     if backprop is not None:
         check_backprop(function or function_of(cell), cell, x, backprop, keep.wants if keep else "", batch_first)
         backprop = backprop if _grad_enabled() else None
-    special = noise is not None or keep is not None or backprop is not None
+    to_initial = reset_to == "initial" and reset_mask is not None and not (h0 is None and c0 is None)
+    special = noise is not None or keep is not None or backprop is not None or to_initial
     if watched:
         _refuse(function or function_of(cell), special, "inside torch.compile, torch.export and torch.func")
     if noise is not None and any(noise.zoneout) and cell in NORMALISED:
         raise ValueError(
             f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"
         )
+    if noise is not None:
+        check_candidate(function or function_of(cell), cell, noise.candidate)
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
@@ -230,12 +241,16 @@ def rnn_layer(
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
                 rows = (lengths, reset_mask)
-                y, *last = _Eager.apply(call, plain, cell, rows, options, noise, backprop, keep, x, h0, c0, *weights)
+                y, *last = _Eager.apply(
+                    call, plain, cell, rows, options, noise, backprop, keep, to_initial, x, h0, c0, *weights
+                )
                 if keep is not None and CELLS[cell][1] == 2:
                     keep.c = last.pop()
                 return y, tuple(last)
     training = keep is not None
-    y, h, c, reserve = _backends.kernels_of(x).forward(call, *args, weights, *options, training, noise=noise)
+    y, h, c, reserve = _backends.kernels_of(x).forward(
+        call, *args, weights, *options, training, noise=noise, reset_to_initial=to_initial
+    )
     if keep is not None:
         keep.c, keep.gates = keep.states(cell, reserve, weights, lengths, batch_first)
     return y, (h,) if c is None else (h, c)

@@ -14,6 +14,7 @@ from .. import _checks
 from .._backprop import Backprop, backprop_of
 from .._cells import CELLS
 from .._heads import check_heads
+from .._layer_checks import check_candidate
 from .._noise import Rates
 from .._stack import Stack, as_single, rates_of, run, run_with_states
 from ._options import check_options, initialise, make_stepper
@@ -31,6 +32,7 @@ class Recurrent(Module):
     _backprop: Backprop | None = None
     learn_initial_state = False
     num_heads = 1
+    reset_to = "zero"
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Recurrent(Module):
         self.proj_size = proj_size
         for name, value in options.items():
             setattr(self, name, value)
+        _checks.check_reset_to(type(self).__name__, self.reset_to)
         check_heads(type(self).__name__, self.num_heads, hidden_size, proj_size, getattr(self, "layer_norm", False))
         directions = 2 if bidirectional else 1
         self._all_weights: list[list[str]] = []
@@ -79,12 +82,17 @@ class Recurrent(Module):
                 self.register_parameter(name, Parameter(initial))
         self.reset_parameters()
 
-    def _regularise(self, zoneout: float | tuple[float, float], *dropouts: float, c: bool = False) -> None:
-        """dropouts: of the recurrence, of weights, of input and output."""
+    def _regularise(
+        self, zoneout: float | tuple[float, float], *dropouts: float, candidate_per: str = "step", c: bool = False
+    ) -> None:
+        """dropouts: of the recurrence, of weights, of input and output, of the candidate."""
         name = type(self).__name__
         self.zoneout = zoneout
-        self.recurrent_dropout, self.weight_dropout, self.input_dropout, self.output_dropout = dropouts
-        self._rates = rates_of(name, zoneout if c else (zoneout, 0.0), *dropouts)
+        self.recurrent_dropout, self.weight_dropout, self.input_dropout, self.output_dropout, *candidate = dropouts
+        if candidate:
+            (self.candidate_dropout,), self.candidate_dropout_per = candidate, candidate_per
+        self._rates = rates_of(name, zoneout if c else (zoneout, 0.0), *dropouts, candidate_dropout_per=candidate_per)
+        check_candidate(name, self._cell(), candidate[0] if candidate else 0.0)
         _checks.check_zoneout(name, self._rates, self.proj_size)
 
     def _backpropagate(self, checkpoint_every: int, grad_clip: float) -> None:
@@ -162,6 +170,7 @@ class Recurrent(Module):
             self.dropout,
             rates=None if self._rates is None else self._rates.drawn(self._function, None, self.training),
             backprop=backprop,
+            reset_to=self.reset_to,
             num_heads=self.num_heads,
         )
 
@@ -236,6 +245,7 @@ class Recurrent(Module):
             "recurrent_activation": "sigmoid", "layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
             "input_dropout": 0.0, "output_dropout": 0.0,
             "checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False, "num_heads": 1,
+            "reset_to": "zero", "candidate_dropout": 0.0, "candidate_dropout_per": "step",
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)

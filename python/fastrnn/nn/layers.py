@@ -42,6 +42,9 @@ class LSTM(Recurrent):
             the expectation (Krueger et al. 2017).
         recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
             it, in training (Gal & Ghahramani 2016).
+        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate there,
+            in training (Semeniuta et al. 2016, arXiv 1603.05118).
+        candidate_dropout_per: "step" to draw these units anew at every step, "sequence" for the same ones.
         weight_dropout: probability of dropping an entry of weight_hh for the whole sequence, in training (DropConnect;
             Merity et al. 2018).
         input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
@@ -54,6 +57,7 @@ class LSTM(Recurrent):
             take the place of hx where it is not given.
         num_heads: blocks on the diagonal of the recurrent matrix, a divisor of hidden_size: a unit sees h of its own head alone.
             weight_hh_l{k} is [4*H, H/num_heads], and each row has the columns of its unit's head.
+        reset_to: what enters where reset_mask is true: "zero", or "initial": hx, or the learned initial state.
 
     Example:
         >>> y, (h, c) = LSTM(3, 4, bidirectional=True)(torch.ones(5, 2, 3))
@@ -80,6 +84,8 @@ class LSTM(Recurrent):
         layer_norm: bool = False,
         zoneout: float | tuple[float, float] = 0.0,
         recurrent_dropout: float = 0.0,
+        candidate_dropout: float = 0.0,
+        candidate_dropout_per: str = "step",
         weight_dropout: float = 0.0,
         input_dropout: float = 0.0,
         output_dropout: float = 0.0,
@@ -87,6 +93,7 @@ class LSTM(Recurrent):
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
         num_heads: int = 1,
+        reset_to: str = "zero",
     ) -> None:
         _checks.lstm_cell("LSTM", coupled, peepholes, recurrent_activation, layer_norm)
         _check_norm("LSTM", layer_norm, bias, zoneout, grad_clip)
@@ -94,9 +101,10 @@ class LSTM(Recurrent):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             coupled=bool(coupled), peepholes=bool(peepholes), recurrent_activation=recurrent_activation,
-            layer_norm=bool(layer_norm), learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
+            layer_norm=bool(layer_norm), learn_initial_state=bool(learn_initial_state), num_heads=num_heads, reset_to=reset_to,
         )  # fmt: skip
-        self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, c=True)
+        dropouts = (recurrent_dropout, weight_dropout, input_dropout, output_dropout, candidate_dropout)
+        self._regularise(zoneout, *dropouts, candidate_per=candidate_dropout_per, c=True)
         self._backpropagate(checkpoint_every, grad_clip)
 
     def _cell(self) -> str:
@@ -163,8 +171,9 @@ class GRU(OneState):
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
         layer_norm: True for layer normalisation of W x, of R h (Ba et al. 2016): parameters gain_ih_l{k} and
             gain_hh_l{k} [3*H] for each layer and direction; the biases are its shifts.
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads: as in LSTM, of h.
-            The other arguments are those of torch.nn.GRU.
+        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout, output_dropout,
+            checkpoint_every, grad_clip, learn_initial_state, num_heads, reset_to: as in LSTM, of h; the candidate is n. The
+            other arguments are those of torch.nn.GRU.
 
     Example:
         >>> y, h = GRU(3, 4, reset_after=False)(torch.ones(5, 2, 3))
@@ -187,6 +196,8 @@ class GRU(OneState):
         layer_norm: bool = False,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        candidate_dropout: float = 0.0,
+        candidate_dropout_per: str = "step",
         weight_dropout: float = 0.0,
         input_dropout: float = 0.0,
         output_dropout: float = 0.0,
@@ -194,6 +205,7 @@ class GRU(OneState):
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
         num_heads: int = 1,
+        reset_to: str = "zero",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -202,9 +214,10 @@ class GRU(OneState):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
             reset_after=bool(reset_after), recurrent_activation=recurrent_activation, layer_norm=bool(layer_norm),
-            learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
+            learn_initial_state=bool(learn_initial_state), num_heads=num_heads, reset_to=reset_to,
         )  # fmt: skip
-        self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
+        dropouts = (recurrent_dropout, weight_dropout, input_dropout, output_dropout, candidate_dropout)
+        self._regularise(zoneout, *dropouts, candidate_per=candidate_dropout_per)
         self._backpropagate(checkpoint_every, grad_clip)
 
     def _cell(self) -> str:
@@ -227,7 +240,7 @@ class RNN(OneState):
 
     Args:
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads: as in LSTM, of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads, reset_to: as in LSTM, of h.
             The other arguments are those of torch.nn.RNN.
 
     Example:
@@ -256,13 +269,14 @@ class RNN(OneState):
         grad_clip: float = 0.0,
         learn_initial_state: bool = False,
         num_heads: int = 1,
+        reset_to: str = "zero",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         check_nonlinearity("RNN", nonlinearity)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
-            nonlinearity=nonlinearity, learn_initial_state=bool(learn_initial_state), num_heads=num_heads,
+            nonlinearity=nonlinearity, learn_initial_state=bool(learn_initial_state), num_heads=num_heads, reset_to=reset_to,
         )  # fmt: skip
         self._regularise(zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout)
         self._backpropagate(checkpoint_every, grad_clip)

@@ -1,8 +1,8 @@
 """The equations of every cell.
 
 A cell maps the input part x = W_ih x_t + b_ih [B, G*H] and the state entering the step to the state leaving it;
-w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights, product(h, w, b) = W_hh h + b_hh. Adding a cell is one
-function in CELLS.
+w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights, product(h, w, b) = W_hh h + b_hh; keep, of some, is a
+factor of the candidate. Adding a cell is one function in CELLS.
 """
 
 from __future__ import annotations
@@ -37,24 +37,30 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
 def _lstm(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000; gates i f g o."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+    def cell(
+        x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear, keep: Tensor | float = 1.0
+    ) -> State:
         h, c = state
         i, f, g, o = (x + product(h, w, b)).chunk(4, -1)
-        c = gate(f) * c + gate(i) * g.tanh()
+        c = gate(f) * c + gate(i) * (g.tanh() * keep)
         return gate(o) * c.tanh(), c
 
     return cell
 
 
-def lstm_cifg(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+def lstm_cifg(
+    x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear, keep: Tensor | float = 1.0
+) -> State:
     """Greff et al. 2017: coupled input and forget gates, f = 1 - i; gates i g o."""
     h, c = state
     i, g, o = (x + product(h, w, b)).chunk(3, -1)
-    c = c + i.sigmoid() * (g.tanh() - c)
+    c = c + i.sigmoid() * (g.tanh() * keep - c)
     return o.sigmoid() * c.tanh(), c
 
 
-def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+def lstm_peephole(
+    x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear, keep: Tensor | float = 1.0
+) -> State:
     """Gers & Schmidhuber 2000: gates see the cell state, the output gate the new one; gates i f g o.
 
     b: [7*H], after the biases the peepholes of i, f and o.
@@ -62,19 +68,21 @@ def lstm_peephole(x: Tensor, state: State, w: Tensor, b: Tensor | None, product:
     h, c = state
     b, (pi, pf, po) = b[: w.shape[0]], b[w.shape[0] :].chunk(3)
     i, f, g, o = (x + product(h, w, b)).chunk(4, -1)
-    new = (f + pf * c).sigmoid() * c + (i + pi * c).sigmoid() * g.tanh()
+    new = (f + pf * c).sigmoid() * c + (i + pi * c).sigmoid() * (g.tanh() * keep)
     return (o + po * new).sigmoid() * new.tanh(), new
 
 
 def _gru(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """The GRU of torch and cuDNN: the reset gate multiplies the recurrent product; gates r z n."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+    def cell(
+        x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear, keep: Tensor | float = 1.0
+    ) -> State:
         (h,) = state
         xr, xz, xn = x.chunk(3, -1)
         hr, hz, hn = product(h, w, b).chunk(3, -1)
         r, z = gate(xr + hr), gate(xz + hz)
-        n = (xn + r * hn).tanh()
+        n = (xn + r * hn).tanh() * keep
         return (n + z * (h - n),)
 
     return cell
@@ -83,13 +91,15 @@ def _gru(gate: Activation = torch.sigmoid) -> Callable[..., State]:
 def _gru_reset_before(gate: Activation = torch.sigmoid) -> Callable[..., State]:
     """Cho et al. 2014, equations 5-8: the reset gate multiplies h before the recurrent product; gates r z n."""
 
-    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+    def cell(
+        x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear, keep: Tensor | float = 1.0
+    ) -> State:
         (h,) = state
         xr, xz, xn = x.chunk(3, -1)
         wr, wz, wn = w.chunk(3)
         br, bz, bn = (None,) * 3 if b is None else b.chunk(3)
         r, z = gate(xr + product(h, wr, br)), gate(xz + product(h, wz, bz))
-        n = (xn + product(r * h, wn, bn)).tanh()
+        n = (xn + product(r * h, wn, bn)).tanh() * keep
         return (n + z * (h - n),)
 
     return cell

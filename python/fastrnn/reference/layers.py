@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from .._noise import Noise, hits
+from .._noise import CANDIDATE_DROPOUT, Noise, hits
 from .cells import CELLS, GATES, NORMALISED, STATES, State
 
 
@@ -36,6 +36,7 @@ def _direction(
     cut: Tensor | None,  # [T, B, 1] bool, no gradient of the state entering step t goes further
     grad_clip: float,
     num_heads: int,
+    to_initial: bool,
 ) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
     if step in NORMALISED:
@@ -55,15 +56,19 @@ def _direction(
         step = partial(step, product=product)
     T, B = x.shape[:2]
     kept = [] if noise is None else [_zoneout(noise, direction, q, T, B, s, num_heads) for q, s in enumerate(state)]
+    drops = (
+        None if noise is None or not noise.candidate else _candidate_factors(noise, direction, T, B, state, num_heads)
+    )
+    initial = state if to_initial else tuple(torch.zeros_like(s) for s in state)
     ys: list[Tensor] = [x] * T
     cs = list(ys)
     for t in reversed(range(T)) if direction else range(T):
         entering = state
         if fresh is not None:
-            entering = tuple(torch.where(fresh[t], torch.zeros_like(s), s) for s in state)
+            entering = tuple(torch.where(fresh[t], first, s) for first, s in zip(initial, state))
         if cut is not None:
             entering = tuple(torch.where(cut[t], s.detach(), s) for s in entering)
-        leaving = step(gates[t], entering, w_hh, b_hh)
+        leaving = step(gates[t], entering, w_hh, b_hh, **({} if drops is None else {"keep": drops[t]}))
         if w_hr is not None:
             leaving = (linear(leaving[0], w_hr), *leaving[1:])
         if kept:
@@ -104,6 +109,16 @@ def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Ten
     return torch.cat([hits(seed, 2 * direction + state, T, B, width, rate) for seed in seeds], -1).to(like)
 
 
+def _candidate_factors(noise: Noise, direction: int, T: int, B: int, state: State, num_heads: int) -> Tensor:
+    """Factors [T, B, H] of the candidate: 0 where a unit is dropped, else 1 / (1 - p)."""
+    p, like = noise.candidate, state[-1]
+    width = like.shape[-1] // num_heads
+    seeds = [noise.of_head(n, num_heads).seed for n in range(num_heads)] if num_heads > 1 else [noise.seed]
+    steps = T if noise.candidate_per_step else 1
+    found = torch.cat([hits(seed, CANDIDATE_DROPOUT + direction, steps, B, width, p) for seed in seeds], -1)
+    return ((1 - found.to(like)) * (1 / (1 - p) if p < 1 else 0)).expand(T, -1, -1)
+
+
 def _boundaries(mask: Tensor | None, valid: Tensor | None) -> list[Tensor | None]:
     """Between which steps nothing crosses, for each direction: bool [T, B, 1] by the step that is entered."""
     if mask is None:
@@ -126,6 +141,7 @@ def layer(
     detach_mask: Tensor | None = None,
     grad_clip: float = 0.0,
     num_heads: int = 1,
+    reset_to: str = "zero",
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
     """One recurrent layer, step by step.
 
@@ -143,6 +159,7 @@ def layer(
         detach_mask: [T, B] bool, where no gradient of a state crosses from step t to t-1.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh, 0 for none.
         num_heads: blocks on the diagonal of the recurrent matrix; w_hh is [G*H, H/num_heads], see _heads.py.
+        reset_to: "zero", or "initial": where reset_mask is true `states` enter; at the first step they do without it.
 
     Returns:
         y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
@@ -166,7 +183,18 @@ def layer(
     for d in range(directions):
         state = tuple(s[d] for s in states)
         y, c, last = _direction(
-            CELLS[cell], x, parts[d], state, valid, fresh[d], d, noise, cut[d], grad_clip, num_heads
+            CELLS[cell],
+            x,
+            parts[d],
+            state,
+            valid,
+            fresh[d],
+            d,
+            noise,
+            cut[d],
+            grad_clip,
+            num_heads,
+            reset_to == "initial",
         )
         ys.append(y)
         cs.append(c)
