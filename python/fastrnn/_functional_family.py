@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
 from ._cells import CELLS
-from ._stack import Stack, as_augru, as_indrnn, as_minimal, infer_stack, run_one_state, with_attention
+from ._family_weights import as_augru, as_indrnn, as_minimal, with_attention
+from ._stack import Stack, infer_stack, run_one_state
 
 
 def fastrnn(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _core
-from ._checks import type_error
+from ._checks import check_count, check_probability, type_error
 from ._heads import split_units
 
 _64, _32 = (1 << 64) - 1, (1 << 32) - 1
@@ -111,6 +111,39 @@ class Rates(NamedTuple):
         time = 1 if batch_first else 0
         mask = dropout_mask(self.seed_of(layer), stream, x.shape[1 - time], x.shape[2], p, x)
         return x * mask.unsqueeze(time)
+
+
+def rates_of(
+    function: str,
+    zoneout: float | tuple[float, float],
+    recurrent_dropout: float,
+    weight_dropout: float,
+    input_dropout: float,
+    output_dropout: float,
+    candidate_dropout: float = 0.0,
+    candidate_dropout_per: str = "step",
+) -> Rates | None:
+    """The regularisers asked for, checked; None if there are none."""
+    pair = zoneout if isinstance(zoneout, (tuple, list)) else (zoneout, zoneout)
+    if len(pair) != 2:
+        check_count(function, "zoneout", len(pair), "2: of h and of c")
+    named = {"zoneout": pair[0], "zoneout of c": pair[1]}
+    dropouts = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
+    dropouts |= {
+        "input_dropout": input_dropout,
+        "output_dropout": output_dropout,
+        "candidate_dropout": candidate_dropout,
+    }
+    for name, p in (named | dropouts).items():
+        check_probability(function, name, p)
+    if candidate_dropout_per not in ("step", "sequence"):
+        raise ValueError(
+            f"{function}: candidate_dropout_per is {candidate_dropout_per!r}, expected 'step' or 'sequence'"
+        )
+    if not (any(pair) or any(dropouts.values())):
+        return None
+    per_step, rates = candidate_dropout_per == "step", {name: float(p) for name, p in dropouts.items()}
+    return Rates((float(pair[0]), float(pair[1])), candidate_per_step=per_step, **rates)
 
 
 def dropout_mask(seed: int, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:

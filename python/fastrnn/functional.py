@@ -15,8 +15,8 @@ from . import _checks
 from ._backprop import backprop_of
 from ._cells import CELLS
 from ._functional_family import augru, fastgrnn, fastrnn, indrnn, mingru, minlstm
-from ._noise import Rates
-from ._stack import Stack, as_pair, as_single, infer_stack, rates_of, run, run_with_states
+from ._noise import Rates, rates_of
+from ._stack import Stack, as_pair, as_single, infer_stack, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
 from .decoder import DecoderWeights, attention_decoder
 from .generation import beam_search, generate

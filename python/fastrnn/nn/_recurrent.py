@@ -15,8 +15,8 @@ from .._backprop import Backprop, backprop_of
 from .._cells import CELLS
 from .._heads import check_heads
 from .._layer_checks import check_candidate
-from .._noise import Rates
-from .._stack import Stack, as_single, rates_of, run, run_with_states
+from .._noise import Rates, rates_of
+from .._stack import Stack, as_single, run, run_with_states
 from ._options import check_options, initialise, make_stepper
 
 _INITIAL = ("initial_h", "initial_c")

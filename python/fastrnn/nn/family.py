@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._stack import Stack, as_augru, as_indrnn, as_minimal, with_attention
+from .._family_weights import as_augru, as_indrnn, as_minimal, with_attention
+from .._stack import Stack
 from ._recurrent import OneState
 
 
