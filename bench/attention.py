@@ -4,10 +4,10 @@
     python bench/attention.py --quick           the smallest shape of each score, without torch.compile
     python bench/attention.py --only dot
 
-Writes attention.md and attention.json to bench/results/<cpu>/. float32, random data and gradients, everyone's result checked
-against float64 before it is timed. For the dot score the table says as well how much of the machine's multiply-add rate its
-products reach: two of B*Tq*Tk*D multiply-adds forward, four more backward. Where torch's two products alone take
-1/1.5 of its time at that rate, nothing can be 1.5 times as fast.
+Writes attention.md and attention.json to bench/results/<cpu>/. float32, random data and gradients, everyone's result
+checked against float64 before it is timed. For the dot score the table says as well how much of the machine's
+multiply-add rate its products reach: two of B*Tq*Tk*D multiply-adds forward, four more backward. Where torch's two
+products alone take 1/1.5 of its time at that rate, nothing can be 1.5 times as fast.
 """
 
 from __future__ import annotations

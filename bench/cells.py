@@ -1,13 +1,15 @@
-"""Every cell, forward and backward, against the same equations as a loop of torch operations; regularisers and checkpoints
-against the layer without them.
+"""Every cell, forward and backward, against the same equations as a loop of torch operations; regularisers and
+checkpoints against the layer without them.
 
     python bench/cells.py                       about three minutes; run it on a quiet machine
-    python bench/cells.py --compile lstm_norm   also against torch.compile of the loop, which compiles for a quarter of a minute
+    python bench/cells.py --compile lstm_norm   also against torch.compile of the loop, which compiles for a quarter of
+    a minute
 
-The loop is fastrnn.reference.layer: one product for the inputs of all steps, then step by step. torch.compile (inductor) gets it
-ten steps at a time: for a GRU (B=8, H=256) one step at a time took twice as long, and 25 and 50 steps ran within a tenth of ten
-but compiled 9 and 17 times as long. One thread, one layer, I = H, float32, T = 100; results are compared before they are
-timed, turns are taken, medians of paired ratios. Writes cells.md to bench/results/<cpu>/.
+The loop is fastrnn.reference.layer: one product for the inputs of all steps, then step by step. torch.compile
+(inductor) gets it ten steps at a time: for a GRU (B=8, H=256) one step at a time took twice as long, and 25 and 50
+steps ran within a tenth of ten but compiled 9 and 17 times as long. One thread, one layer, I = H, float32, T = 100;
+results are compared before they are timed, turns are taken, medians of paired ratios. Writes cells.md to
+bench/results/<cpu>/.
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ def against_plain(name: str, B: int, H: int, budget_s: float) -> float:
 
 
 def with_checkpoints(name: str) -> tuple[float, float]:
-    """Time of a training step with checkpoints over that without, and the memory that forward holds for backward, besides
-    what the caller has anyhow."""
+    """Time of a training step with checkpoints over that without, and the memory that forward holds for backward,
+    besides what the caller has anyhow."""
     T, B, H = LONG
     kind, x = getattr(nn, name), torch.randn(T, B, H)
     modules = {"plain": kind(H, H), "option": kind(H, H, checkpoint_every=EVERY)}

@@ -5,8 +5,8 @@
     python bench/decoder.py --threads 1 --cpu-time    CPU time of the process: for a machine where others are busy
 
 Writes decoder.md and decoder.json to bench/results/<cpu>/. float32, random weights, additive attention in Luong's order
-with input feeding, every width 256. Results are compared before they are timed: outputs and gradients of a decode within
-1e-4, tokens of a generation exactly.
+with input feeding, every width 256. Results are compared before they are timed: outputs and gradients of a decode
+within 1e-4, tokens of a generation exactly.
 """
 
 from __future__ import annotations

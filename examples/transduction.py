@@ -1,8 +1,9 @@
-"""Dates as 43 locales write them to ISO 8601: an encoder-decoder with additive attention, in fastrnn and in plain torch.
+"""Dates as 43 locales write them to ISO 8601: an encoder-decoder with additive attention, in fastrnn and in plain
+torch.
 
-The data are the date formats of CLDR, from the package babel: "Dienstag, 3. März 2026", "03/03/26", "2026年3月3日" and so on, each
-with the name of its locale in front, as 03/04 is not the same day everywhere. Both models start from the same weights and
-see the same batches, in turns; afterwards they read dates that no training batch had.
+The data are the date formats of CLDR, from the package babel: "Dienstag, 3. März 2026", "03/03/26", "2026年3月3日" and so
+on, each with the name of its locale in front, as 03/04 is not the same day everywhere. Both models start from the same
+weights and see the same batches, in turns; afterwards they read dates that no training batch had.
 
 python examples/transduction.py               # some minutes;  needs: pip install fastrnn[torch,demo]
 """
@@ -20,8 +21,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 import fastrnn
 from fastrnn import plots
 
-LOCALES = """ar bg bn ca cs da de el en en_GB es et eu fa fi fr he hi hr hu id it ja ka ko lt lv nl nb pl pt ro ru sk sl sv
-sw ta th tr uk vi zh""".split()
+LOCALES = """ar bg bn ca cs da de el en en_GB es et eu fa fi fr he hi hr hu id it ja ka ko lt lv nl nb pl pt ro ru sk sl
+sv sw ta th tr uk vi zh""".split()
 STYLES = ("short", "medium", "long", "full")
 FIRST, DAYS = datetime.date(1970, 1, 1), 36525  # to 2069, so that a year of two digits is one year
 TARGET = "0123456789-<>"  # "<" begins and ">" ends

@@ -55,8 +55,8 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
 def _without_hidden(key, value, mask, bias):
     """Keys and values with zeros where `mask` and `bias` hide them from every query.
 
-    The kernels multiply them by a weight of zero, which is not zero for NaN and infinity. That is rare enough to look at
-    the results, which are small, and to compute them again.
+    The kernels multiply them by a weight of zero, which is not zero for NaN and infinity. That is rare enough to look
+    at the results, which are small, and to compute them again.
     """
     hidden = hidden_keys(mask, bias)
     return cleared(key, hidden), cleared(value, hidden)

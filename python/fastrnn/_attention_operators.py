@@ -2,7 +2,8 @@
 
 1. eager, no gradient: a raw call;
 2. eager with gradient: a classic autograd.Function around the same call;
-3. torch.compile, export, torch.func and everything else that has to see an operator: fastrnn::attention and its backward.
+3. torch.compile, export, torch.func and everything else that has to see an operator: fastrnn::attention and its
+backward.
 
 Second derivatives differentiate the oracle, reference.attention().
 

@@ -31,8 +31,8 @@ def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batc
 def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None
 ) -> tuple[int, ...]:
-    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it, and, with zoneout of
-    c, c before it."""
+    """Shape of what forward keeps for backward: the cell's slots and, with a projection, h before it, and, with zoneout
+    of c, c before it."""
     zoned = CELLS[cell][1] - 1 if noise is not None and noise.zoneout[1] else 0
     return directions, T, B, CELLS[cell][2] + (P > 0) + zoned, (H + LANES - 1) // LANES * LANES
 

@@ -100,8 +100,8 @@ def weight_shapes(
     product: bool = True,
     num_heads: int = 1,
 ) -> list[tuple[int, ...]]:
-    """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors, and w_hh has
-    the columns of one head, none for a cell without a recurrent product."""
+    """Expected weight shapes of one layer, in the order of weight_names(); b_hh ends with the cell's vectors, and w_hh
+    has the columns of one head, none for a cell without a recurrent product."""
     biases = [(gates * H,), ((gates + vectors) * H,)] if bias else []
     columns = (P or H // num_heads) if product else 0
     parts = [(gates * H, I), (gates * H, columns), *biases] + ([(P, H)] if P else [])

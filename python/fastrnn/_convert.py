@@ -77,7 +77,8 @@ def to_torch(model: Module, *, inplace: bool = True) -> Module:
 
     Raises:
         TypeError: a module that torch.nn does not have: a GRU with reset_after=False, an LSTM with coupled=True or
-            peepholes=True, hard-sigmoid gates, regularisers, options of backward, a learned initial state, heads, an RNN with the sigmoid, or a subclass.
+            peepholes=True, hard-sigmoid gates, regularisers, options of backward, a learned initial state, heads, an
+            RNN with the sigmoid, or a subclass.
 
     Example:
         >>> model = to_torch(convert(torch.nn.Sequential(torch.nn.LSTM(3, 4))))

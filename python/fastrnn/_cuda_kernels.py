@@ -1,9 +1,10 @@
 """The CUDA kernels seen from torch, with the interface of _kernels.py.
 
-A layer is three parts: the input projection, one long product, by torch (cuBLAS); the recurrence, one call of `_cuda`; and
-after backward's recurrence the long products that give the gradients of weights and input, by torch again. Float32
-products follow torch.backends.cuda.matmul.allow_tf32, which is off unless the user turns it on; the recurrence is always
-float32. Work goes to the caller's current stream. Nothing synchronises: values in `lengths` are clamped by the kernel.
+A layer is three parts: the input projection, one long product, by torch (cuBLAS); the recurrence, one call of `_cuda`;
+and after backward's recurrence the long products that give the gradients of weights and input, by torch again. Float32
+products follow torch.backends.cuda.matmul.allow_tf32, which is off unless the user turns it on; the recurrence is
+always float32. Work goes to the caller's current stream. Nothing synchronises: values in `lengths` are clamped by the
+kernel.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None, recompute: bool = False
 ) -> tuple[int, ...]:
-    """As _cells.reserve_shape(), without padding, and without gates if they are recomputed; what belongs to a projection
-    comes after the rest, see _split()."""
+    """As _cells.reserve_shape(), without padding, and without gates if they are recomputed; what belongs to a
+    projection comes after the rest, see _split()."""
     D, T, B, slots, _ = _cells.reserve_shape(cell, T, B, H, P, directions, noise)
     return D, T, B, slots - recompute * _kept_gates(cell), H
 
@@ -186,10 +187,10 @@ class _Recurrence:
         gates: Callable[[Tensor, Tensor], None] | None = None,
         backprop: Backprop | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B, D*H],
-        the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the initial
-        states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them with what
-        the kernel recomputes the gates from."""
+        """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B,
+        D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the
+        initial states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them
+        with what the kernel recomputes the gates from."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
@@ -238,8 +239,8 @@ def forward(
     backprop: Backprop | None = None,
     reset_to_initial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """As _kernels.forward(); `threads` is for CPUs. With checkpoint_every, of any number, the reserve has no gates, and backward
-    computes them again."""
+    """As _kernels.forward(); `threads` is for CPUs. With checkpoint_every, of any number, the reserve has no gates, and
+    backward computes them again."""
     recompute = training and backprop is not None and backprop.checkpoint_every > 0
     if cell not in module().CELLS:
         raise NotImplementedError(f"{function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu")

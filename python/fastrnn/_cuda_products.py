@@ -42,8 +42,8 @@ def project_again(
     dgx: Tensor,
     dgr: Tensor,
 ) -> None:
-    """What the gates of all steps are made of, as the forward loop had it step by step: W_ih x + b_ih into dgx, and R h + b_hh
-    into dgr, or added to dgx if that is the same. x [T, B, I], y [T, B, D*H]."""
+    """What the gates of all steps are made of, as the forward loop had it step by step: W_ih x + b_ih into dgx, and R h
+    + b_hh into dgr, or added to dgx if that is the same. x [T, B, I], y [T, B, D*H]."""
     project_input(x, ways, dgx)
     for d, own in enumerate(y.chunk(len(ways), dim=-1)):
         way, (w, b) = dgr.flatten(0, 1).chunk(len(ways), dim=1)[d], ways[d][1:4:2]
@@ -93,7 +93,8 @@ def weight_gradients(
 ) -> list[tuple[Tensor | None, ...]]:
     """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
 
-    x: [T, B, I]. late: of a cell whose late gates multiplied something else than h, how many rows of its weights these are,
+    x: [T, B, I]. late: of a cell whose late gates multiplied something else than h, how many rows of its weights these
+        are,
     and the reserve, whose last slot has it.
     """
     T, D = x.shape[0], len(ways)

@@ -1,7 +1,7 @@
 """The stepper for tensors that are not on the CPU: each step is one call of the layers with T = 1.
 
-The state stays in the same memory and nothing waits for the device, so a step can be captured in a CUDA graph; replaying
-it is how a step becomes cheap, because the launches cost more than the work.
+The state stays in the same memory and nothing waits for the device, so a step can be captured in a CUDA graph;
+replaying it is how a step becomes cheap, because the launches cost more than the work.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from ._stack import Stack, run_batched
 
 
 class DeviceStepper:
-    """Runs a stack of one-directional layers step by step; see fastrnn._stepper.Stepper, of which this has the interface.
+    """Runs a stack of one-directional layers step by step; see fastrnn._stepper.Stepper, of which this has the
+    interface.
 
     Args:
         cell: name of the cell, one of fastrnn.ops.CELLS.
-        layers: for each layer (w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] or None, w_hr [P, H] or None), all of
-            one width.
+        layers: for each layer (w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] or None, w_hr [P, H] or None), all
+            of one width.
         batch_size: rows B of every step.
         zoneout: of h and c; a step takes the expectation.
         num_heads: blocks on the diagonal of the recurrent matrix.

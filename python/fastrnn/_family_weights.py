@@ -32,8 +32,8 @@ def as_indrnn(w_ih: Tensor, u: Tensor, bias: Tensor) -> list[Tensor]:
 
 
 def as_augru(end: str, w_ih: Tensor, w_hh: Tensor, *biases: Tensor) -> list[Tensor]:
-    """The weights of an AUGRU, those of a GRU, as its kernel takes them: with a fourth gate, whose input part is the last
-    column of x, the attention, for every unit, and whose recurrent part is zero."""
+    """The weights of an AUGRU, those of a GRU, as its kernel takes them: with a fourth gate, whose input part is the
+    last column of x, the attention, for every unit, and whose recurrent part is zero."""
     named = zip(_checks.weight_names(1, bool(biases), False, end), (w_ih, w_hh, *biases))
     for name, w in named:
         if not isinstance(w, Tensor):

@@ -30,8 +30,8 @@ def fastrnn(
     Args:
         x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
         state: h0 [L*D, B, H]; None for zeros.
-        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [3*H]: after the bias, alpha and
-            beta of each unit.
+        weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih [H] and b_hh [3*H]: after the bias, alpha
+            and beta of each unit.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H].
@@ -194,15 +194,16 @@ def augru(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """AUGRU (Zhou et al. 2018, arXiv 1809.03672): a GRU of one layer whose update is scaled by the attention that the step
-    gets, h' = h + a (1 - z) (n - h).
+    """AUGRU (Zhou et al. 2018, arXiv 1809.03672): a GRU of one layer whose update is scaled by the attention that the
+    step gets, h' = h + a (1 - z) (n - h).
 
     Args:
         x: [T, B, I] ([B, T, I] with batch_first) or [T, I].
         attention: a [T, B] ([B, T] with batch_first) or [T], in the dtype of x.
         lengths, reset_mask, bidirectional, batch_first: as in lstm().
         state: h0 [D, B, H]; None for zeros.
-        weights: those of a GRU: for each direction w_ih [3*H, I], w_hh [3*H, H], b_ih, b_hh [3*H] (both or none); r z n.
+        weights: those of a GRU: for each direction w_ih [3*H, I], w_hh [3*H, H], b_ih, b_hh [3*H] (both or none); r z
+            n.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [D, B, H].

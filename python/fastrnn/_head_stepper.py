@@ -17,7 +17,8 @@ class HeadStepper:
 
     Args:
         cell, batch_size, framework, zoneout: as in Stepper.
-        layers: for each layer, for each of its N heads, (w_ih [G*H/N, I], w_hh [G*H/N, H/N], b_ih, b_hh [G*H/N] or None, None).
+        layers: for each layer, for each of its N heads, (w_ih [G*H/N, I], w_hh [G*H/N, H/N], b_ih, b_hh [G*H/N] or
+            None, None).
 
     Example:
         >>> head = (np.ones((2, 3), "f"), np.ones((2, 2), "f"), None, None, None)

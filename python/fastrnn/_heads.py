@@ -2,9 +2,9 @@
 
     R = diag(R_0, ..., R_{N-1}),    R_n [G, H/N, H/N],    stored as weight_hh [G*H, H/N]
 
-Row g*H + u of weight_hh belongs to gate g of unit u and has the columns of that unit's own head, n = u // (H/N). The heads of a
-layer share its input and nothing else, so they are N layers of H/N units side by side: every option acts in each of them.
-No torch in here; arrays are tensors or NumPy arrays.
+Row g*H + u of weight_hh belongs to gate g of unit u and has the columns of that unit's own head, n = u // (H/N). The
+heads of a layer share its input and nothing else, so they are N layers of H/N units side by side: every option acts in
+each of them. No torch in here; arrays are tensors or NumPy arrays.
 """
 
 from __future__ import annotations

@@ -374,9 +374,9 @@ def kept_states(
     with_gates: bool,
     first: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the gates
-    after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths. first: the slot of c, if not
-    behind the gates."""
+    """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the
+    gates after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths. first: the slot of
+    c, if not behind the gates."""
     G, S, slots, *_ = CELLS[cell]
     H = weights[0].shape[0] // G
     kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)

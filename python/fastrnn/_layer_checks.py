@@ -114,8 +114,8 @@ def check_states(
 
 
 def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: str, batch_first: bool) -> None:
-    """Raises unless the options of backward suit x, the cell and what else the caller wants: keeps is "", "return_states" or
-    "return_gates"."""
+    """Raises unless the options of backward suit x, the cell and what else the caller wants: keeps is "",
+    "return_states" or "return_gates"."""
     on_cuda = isinstance(x, Tensor) and _backends.kernels_of(x) is not _backends._kernels
     if options.checkpoint_every and (keeps == "return_gates" or (keeps and not on_cuda)):
         raise ValueError(

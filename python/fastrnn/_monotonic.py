@@ -1,11 +1,13 @@
 """Monotonic attention (Raffel et al. 2017, arXiv 1704.00784): a walk over the keys that never goes back.
 
-For query i the walk starts where that of query i-1 stopped and stops at key j with probability p[i, j] = sigmoid(score):
+For query i the walk starts where that of query i-1 stopped and stops at key j with probability p[i, j] =
+sigmoid(score):
 
     q[i, j] = (1 - p[i, j-1]) q[i, j-1] + weights[i-1, j]        weights[i, j] = p[i, j] q[i, j]
 
-The paper computes it in parallel as p cumprod(1 - p) cumsum(weights / cumprod(1 - p)), whose division has to be kept from
-zero by a bound. Here nothing is divided: products and sums of numbers between zero and one, in either order of work.
+The paper computes it in parallel as p cumprod(1 - p) cumsum(weights / cumprod(1 - p)), whose division has to be kept
+from zero by a bound. Here nothing is divided: products and sums of numbers between zero and one, in either order of
+work.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class Noise(NamedTuple):
     candidate_per_step: bool = True  # False: the same units at every step
 
     def of_head(self, head: int, num_heads: int) -> Noise:
-        """Those of one head: the units of head n draw as those of a layer of H/N units with another seed, and h_mask is the
-        head's part of the layer's."""
+        """Those of one head: the units of head n draw as those of a layer of H/N units with another seed, and h_mask is
+        the head's part of the layer's."""
         mask = self.h_mask
         mask = None if mask is None else split_units(mask, num_heads)[head].contiguous()
         return self._replace(seed=_mix64_int((self.seed + head * _GOLDEN) & _64), h_mask=mask)

@@ -129,8 +129,8 @@ class AdditiveAttention:
     """fastrnn.nn.AdditiveAttention (tanh, softmax) on NumPy arrays: projections of queries and memory, then attention.
 
     Args:
-        weights: a state_dict with query_layer.weight, memory_layer.weight, v ([num_heads, D/num_heads] with several heads)
-            and, if there are, memory_layer.bias and g; copied.
+        weights: a state_dict with query_layer.weight, memory_layer.weight, v ([num_heads, D/num_heads] with several
+            heads) and, if there are, memory_layer.bias and g; copied.
         prefix: of the names in the state_dict; other names are ignored only when one is given.
         temperature: scores are divided by it.
 

@@ -230,8 +230,8 @@ class Recurrent:
         """Runs whole sequences.
 
         Args:
-            x: [T, B, I] ([B, T, I] with batch_first) or unbatched [T, I]; float32, float64 or float16, any strides. float16
-                is computed in float32; otherwise the dtype of the weights.
+            x: [T, B, I] ([B, T, I] with batch_first) or unbatched [T, I]; float32, float64 or float16, any strides.
+                float16 is computed in float32; otherwise the dtype of the weights.
             state: h0 [L*D, B, P or H], for an LSTM (h0, c0 [L*D, B, H]); without B when unbatched; None for zeros.
             lengths: [B] integers in [0, T]: y is zero past them, the last state is the state there.
             reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.

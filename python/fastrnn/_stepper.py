@@ -1,7 +1,7 @@
 """One time step at a time, for streams and agents: `y = step(x)`.
 
-The weights are packed once and the state stays inside. A step runs on the calling thread and allocates nothing, takes no
-lock and makes no system call; it computes the same bits as the module does on a whole sequence.
+The weights are packed once and the state stays inside. A step runs on the calling thread and allocates nothing, takes
+no lock and makes no system call; it computes the same bits as the module does on a whole sequence.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def as_lengths(
 ) -> Tensor:
     """Lengths as an int64 tensor beside `like` (the argument `name`), of shape [B] if B is given.
 
-    Values are looked at only if T is given and they are about to leave the CPU: kernels for CPUs look themselves, those for
+    Values are looked at only if T is given and they are about to leave the CPU: kernels for CPUs look themselves, those
+        for
     other devices clamp.
     """
     if not isinstance(lengths, Tensor):

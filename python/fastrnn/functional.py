@@ -90,31 +90,33 @@ def lstm(
         peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): b_hh is [7*H], the biases and then
             the peepholes of i, f and o.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3).
-        layer_norm: True normalises W x, R h and c (Ba et al. 2016): b_hh is [14*H], the shift of R h and its gains [4*H],
-            gain and shift of c [H], and the gains of W x [4*H].
-        zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before (Krueger et al. 2017);
-            the expectation if not `training`.
-        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
-            it (Gal & Ghahramani 2016), if `training`.
-        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate there
-            (Semeniuta et al. 2016), if `training`.
+        layer_norm: True normalises W x, R h and c (Ba et al. 2016): b_hh is [14*H], the shift of R h and its gains
+            [4*H], gain and shift of c [H], and the gains of W x [4*H].
+        zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before (Krueger et al.
+            2017); the expectation if not `training`.
+        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product
+            reads it (Gal & Ghahramani 2016), if `training`.
+        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate
+            there (Semeniuta et al. 2016), if `training`.
         candidate_dropout_per: "step" to draw these units anew at every step, "sequence" for the same ones.
-        weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al. 2018),
-            if `training`.
-        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
-            last layer's output (Gal & Ghahramani 2016), if `training`.
+        weight_dropout: probability of dropping an entry of w_hh for the whole sequence (DropConnect; Merity et al.
+            2018), if `training`.
+        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and
+            of the last layer's output (Gal & Ghahramani 2016), if `training`.
         seed: of all these: the same seed gives the same result on any backend; None draws one from torch's generator.
-        checkpoint_every: forward keeps the states of every checkpoint_every-th step only, and backward computes the rest
-            again, with the same bits; 0 keeps everything.
+        checkpoint_every: forward keeps the states of every checkpoint_every-th step only, and backward computes the
+            rest again, with the same bits; 0 keeps everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
         detach_mask: bool, shaped like reset_mask, true where the state is kept and its gradient is cut.
-        return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM does.
-        num_heads: blocks on the diagonal of the recurrent matrix: w_hh is [4*H, H/num_heads], each row with the columns of its
-            unit's own head; as in fastrnn.nn.LSTM.
+        return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM
+            does.
+        num_heads: blocks on the diagonal of the recurrent matrix: w_hh is [4*H, H/num_heads], each row with the columns
+            of its unit's own head; as in fastrnn.nn.LSTM.
         reset_to: "zero", or "initial": where reset_mask is true `state` enters, and gets a gradient from there.
 
     Returns:
-        y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`; then, if asked for, the states of every step.
+        y [T, B, D*(P or H)] in the layout of x, and (h, c) shaped like `state`; then, if asked for, the states of every
+        step.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
@@ -173,9 +175,9 @@ def gru(
             the product, the form of the paper.
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in lstm().
         layer_norm: True normalises W x and R h (Ba et al. 2016): b_hh is [9*H], shift and gains of R h, gains of W x.
-        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout, output_dropout, seed,
-            checkpoint_every, grad_clip, detach_mask, return_states, return_gates, num_heads, reset_to: as in lstm(); zoneout
-            of h, and the candidate is n.
+        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout,
+            output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states, return_gates, num_heads,
+            reset_to: as in lstm(); zoneout of h, and the candidate is n.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.
@@ -229,8 +231,8 @@ def rnn(
         state: h0 [L*D, B, H]; None for zeros.
         weights: for each layer and direction w_ih [H, I], w_hh [H, H], b_ih, b_hh [H] (both or none).
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip, detach_mask, return_states,
-            return_gates, num_heads, reset_to: as in lstm(); zoneout of h.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, seed, checkpoint_every, grad_clip,
+            detach_mask, return_states, return_gates, num_heads, reset_to: as in lstm(); zoneout of h.
 
     Returns:
         y [T, B, D*H] in the layout of x, and h [L*D, B, H]; then, if asked for, the states of every step.

@@ -7,8 +7,8 @@
     hardmax     one for the highest score, the first of several
     monotonic   the probability of stopping at each key on a walk from left to right (_monotonic.py)
 
-z is scores / temperature. A key that `lengths` or `mask` leaves out, or whose score is -inf, has weight zero and gives its
-score a zero gradient, whatever the score is, NaN included; so does every key of a row that leaves out all of them.
+z is scores / temperature. A key that `lengths` or `mask` leaves out, or whose score is -inf, has weight zero and gives
+its score a zero gradient, whatever the score is, NaN included; so does every key of a row that leaves out all of them.
 bfloat16 and float16 are computed in float32. All can be differentiated twice.
 """
 
@@ -52,7 +52,8 @@ def softmax(scores: Tensor, *, lengths: Lengths = None, mask: Tensor | None = No
 def sparsemax(
     scores: Tensor, *, lengths: Lengths = None, mask: Tensor | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """The point of the probability simplex nearest to the scores (Martins & Astudillo 2016): many weights are exactly zero.
+    """The point of the probability simplex nearest to the scores (Martins & Astudillo 2016): many weights are exactly
+    zero.
 
     Args and returns as softmax.
 
@@ -111,11 +112,12 @@ def hardmax(scores: Tensor, *, lengths: Lengths = None, mask: Tensor | None = No
 
 
 class _Threshold(torch.autograd.Function):
-    """s = max(factor z - tau, 0) with tau such that sum s = 1 (factor 1, sparsemax) or sum s^2 = 1 (factor 1/2, entmax15).
+    """s = max(factor z - tau, 0) with tau such that sum s = 1 (factor 1, sparsemax) or sum s^2 = 1 (factor 1/2,
+    entmax15).
 
     Among the sorted scores those above tau come first, so that trying every count of them finds tau exactly. With w = 1
-    where s > 0 (sparsemax) or w = s (entmax15), dtau = sum w dz / sum w; therefore, with u the gradient of s where s > 0,
-    the gradient of z is factor (u - w sum u / sum w). No gradient passes through the sort.
+    where s > 0 (sparsemax) or w = s (entmax15), dtau = sum w dz / sum w; therefore, with u the gradient of s where s >
+    0, the gradient of z is factor (u - w sum u / sum w). No gradient passes through the sort.
     """
 
     generate_vmap_rule = True

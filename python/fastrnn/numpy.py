@@ -44,7 +44,8 @@ class LSTM(Recurrent):
         peepholes: True for gates that see the cell state: weight_peephole_l{k} [3*H] of i, f, o in a state_dict; in a
             list b_hh is [7*H] and ends with them.
         recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1).
-        layer_norm: True for fastrnn.nn.LSTM's parameters gain_ih, gain_hh, gain_c and bias_c besides; from a state_dict.
+        layer_norm: True for fastrnn.nn.LSTM's parameters gain_ih, gain_hh, gain_c and bias_c besides; from a
+            state_dict.
         zoneout: probability (or a pair for h and c) that the layer was trained with; its expectation is computed.
         num_heads: blocks on the diagonal of the recurrent matrix: weight_hh is [4*H, H/num_heads].
         reset_to: "zero", or "initial": what enters where reset_mask is true is the state given.
@@ -93,7 +94,8 @@ class GRU(Recurrent):
     Args:
         weights, batch_first, prefix: as in LSTM.
         reset_after: True for torch's form, False for that of Cho et al. (2014).
-        recurrent_activation, layer_norm, zoneout, num_heads, reset_to: as in LSTM, zoneout of h; layer_norm has gain_ih and gain_hh.
+        recurrent_activation, layer_norm, zoneout, num_heads, reset_to: as in LSTM, zoneout of h; layer_norm has gain_ih
+            and gain_hh.
     """
 
     _function, _gates = "gru", 3

@@ -274,8 +274,8 @@ def rnn_heads(
     keep: Keep | None = None,
     **options: object,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """rnn_layer() with a block-diagonal recurrent matrix (see _heads.py): the layer once for each head, on its part of the
-    weights and states."""
+    """rnn_layer() with a block-diagonal recurrent matrix (see _heads.py): the layer once for each head, on its part of
+    the weights and states."""
     h0, c0 = (*(states or ()), None, None)[:2]
     rows = (lengths, reset_mask)
     check_layer(function, cell, x, (h0, c0), *rows, weights, directions, batch_first, suffix, expected, num_heads)

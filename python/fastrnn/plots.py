@@ -1,7 +1,8 @@
 """Pictures of attention: alignments of two sequences, heads side by side, weights over an image, and HTML.
 
-Weights are NumPy arrays or torch tensors; matplotlib is imported by the functions that draw. Tokens are shown as they are:
-no markup is read from them, a blank is drawn as an open box, and a character that no installed font has as its code point.
+Weights are NumPy arrays or torch tensors; matplotlib is imported by the functions that draw. Tokens are shown as they
+are: no markup is read from them, a blank is drawn as an open box, and a character that no installed font has as its
+code point.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def overlay_image_attention(
     strength: float = 0.6,
     path: Any = None,
 ) -> Any:
-    """Lights up the parts of an image that got attention, for one word or several (as in Xu et al. 2015, arXiv 1502.03044).
+    """Lights up the parts of an image that got attention, for one word or several (as in Xu et al. 2015, arXiv
+    1502.03044).
 
     Args:
         image: [height, width] or [height, width, 3 or 4]; bytes, or floats between 0 and 1.
@@ -183,7 +185,8 @@ def attention_to_html(
     *,
     colour: tuple[int, int, int] = (31, 95, 168),
 ) -> str:
-    """A table: each target token, and beside it the source with every token shaded by its weight (shown when pointed at).
+    """A table: each target token, and beside it the source with every token shaded by its weight (shown when pointed
+    at).
 
     Args:
         weights: [Tq, Tk].

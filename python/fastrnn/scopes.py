@@ -21,7 +21,8 @@ def causal(Tq: int, Tk: int, *, bottom_right: bool = False, device: Any = None) 
 
     Args:
         Tq, Tk: numbers of queries and keys.
-        bottom_right: True for k - Tk <= q - Tq: the last query sees all keys, as when the first queries are done already.
+        bottom_right: True for k - Tk <= q - Tq: the last query sees all keys, as when the first queries are done
+            already.
         device: of the result.
 
     Returns:

@@ -1,7 +1,7 @@
 """How many threads a call may use.
 
-The rule, in order: fastrnn.set_num_threads(), FASTRNN_NUM_THREADS, torch.get_num_threads() where torch is loaded (so that
-DataLoader workers, where torch sets it to 1, stay single-threaded), else the CPUs that this process may run on.
+The rule, in order: fastrnn.set_num_threads(), FASTRNN_NUM_THREADS, torch.get_num_threads() where torch is loaded (so
+that DataLoader workers, where torch sets it to 1, stay single-threaded), else the CPUs that this process may run on.
 """
 
 from __future__ import annotations

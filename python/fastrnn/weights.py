@@ -1,6 +1,7 @@
 """Weights of other libraries under torch's names, in torch's layout and gate order. NumPy in, NumPy out.
 
-The result is what fastrnn.numpy takes; for a module: `module.load_state_dict({k: torch.from_numpy(w) for k, w in ...})`.
+The result is what fastrnn.numpy takes; for a module: `module.load_state_dict({k: torch.from_numpy(w) for k, w in
+...})`.
 
 >>> kernel, recurrent, bias = np.ones((3, 16), "f"), np.ones((4, 16), "f"), np.ones(16, "f")
 >>> sorted(from_keras([kernel, recurrent, bias], "lstm"))
@@ -39,8 +40,9 @@ def from_keras(
             bias [2, G*H]. A GRU's form follows from its bias; without one, say reset_after to fastrnn as Keras had it.
         cell: "lstm", "gru" or "rnn".
         layer, reverse: for the names: weight_ih_l{layer}, and `_reverse` for a Bidirectional's backward layer.
-        hard_sigmoid_slope: of recurrent_activation="hard_sigmoid": 0.2 in Keras 2, 1/6 in Keras 3. The weights of the gates are
-            scaled so that fastrnn's hard_sigmoid, whose slope is 1/6, gives the same. None if it is the sigmoid.
+        hard_sigmoid_slope: of recurrent_activation="hard_sigmoid": 0.2 in Keras 2, 1/6 in Keras 3. The weights of the
+            gates are scaled so that fastrnn's hard_sigmoid, whose slope is 1/6, gives the same. None if it is the
+            sigmoid.
 
     Raises:
         ShapeError, TypeError, ValueError: a weight that does not fit, or an unknown cell.

@@ -171,9 +171,10 @@ def floor_us_per_step(
     The input projection of a whole sequence is one matrix product, so its weights are read once and only its arithmetic
     counts; the recurrent weights are needed anew at each step, so the larger of arithmetic and traffic counts. A single
     step needs both matrices from cache. Backward has the recurrent product again (dG R, serial) and then dx, dW and dU.
-    A is the time of the gate functions of forward, B `active` H values of each, divided among the threads; W is one barrier,
-    where there are more threads than rows, so that they share every row. To that comes an empty call, shared by the `steps` of
-    a sequence. The arithmetic between gates, traffic of activations and packing are left out: this is a bound, not a prediction.
+    A is the time of the gate functions of forward, B `active` H values of each, divided among the threads; W is one
+    barrier, where there are more threads than rows, so that they share every row. To that comes an empty call, shared
+    by the `steps` of a sequence. The arithmetic between gates, traffic of activations and packing are left out: this is
+    a bound, not a prediction.
     """
     gates, inputs = GATES[cell], inputs or hidden
     column = 2.0 * gates * hidden * batch * active / (ceiling.fma_gflops * 1e9)

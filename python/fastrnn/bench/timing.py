@@ -1,8 +1,8 @@
 """Interleaved timing: every round runs every contestant once, in rotated order, so that drift hits all of them alike.
 
 Ratios are formed inside a round and the median over rounds is reported; the spread is the interquartile range.
-Idle thread pools are the trap: libgomp, onnxruntime and TBB workers keep spinning after a call, some for 40 ms, and on a
-machine with few cores they slow whoever runs next. All of them keep their default policy, which is their fastest;
+Idle thread pools are the trap: libgomp, onnxruntime and TBB workers keep spinning after a call, some for 40 ms, and on
+a machine with few cores they slow whoever runs next. All of them keep their default policy, which is their fastest;
 `settle` waits between contestants until the process uses no CPU time any more, so that spinners have parked.
 """
 

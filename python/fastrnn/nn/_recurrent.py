@@ -209,8 +209,8 @@ class Recurrent(Module):
             batch_size: rows B of each step.
 
         Returns:
-            fastrnn._stepper.Stepper, or fastrnn._device_stepper.DeviceStepper for a module on a GPU: step(x [B, I]) -> y
-            [B, P or H].
+            fastrnn._stepper.Stepper, or fastrnn._device_stepper.DeviceStepper for a module on a GPU: step(x [B, I]) ->
+            y [B, P or H].
 
         Raises:
             ValueError: the module is bidirectional.

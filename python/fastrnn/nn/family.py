@@ -169,7 +169,8 @@ class IndRNN(_Family):
 
 
 class MinGRU(_Family):
-    """minGRU (Feng et al. 2024, arXiv 2410.01201): gates that do not look at the past, so a step costs no matrix product.
+    """minGRU (Feng et al. 2024, arXiv 2410.01201): gates that do not look at the past, so a step costs no matrix
+    product.
 
         z = sigmoid(W_z x + b_z)    n = W_n x + b_n    h' = (1 - z) h + z n
 
@@ -210,13 +211,15 @@ class MinLSTM(MinGRU):
 
 
 class AUGRU(_Family):
-    """AUGRU (Zhou et al. 2018, "Deep Interest Evolution Network", arXiv 1809.03672): a GRU whose update is scaled by the
-    attention a that each step gets.
+    """AUGRU (Zhou et al. 2018, "Deep Interest Evolution Network", arXiv 1809.03672): a GRU whose update is scaled by
+    the attention a that each step gets.
 
-        r, z = sigmoid(W x + b_ih + R h + b_hh)    n = tanh(W_n x + b_in + r * (R_n h + b_hn))    h' = h + a (1 - z) (n - h)
+        r, z = sigmoid(W x + b_ih + R h + b_hh)    n = tanh(W_n x + b_in + r * (R_n h + b_hn))    h' = h + a (1 - z) (n
+        - h)
 
-    The paper's update gate is 1 - z, so that with a = 1 this is torch.nn.GRU, and its state_dict loads: weight_ih_l0 [3*H, I],
-    weight_hh_l0 [3*H, H], bias_ih_l0, bias_hh_l0 [3*H], r z n. A stepper takes x with the attention as its last column. One layer.
+    The paper's update gate is 1 - z, so that with a = 1 this is torch.nn.GRU, and its state_dict loads: weight_ih_l0
+    [3*H, I], weight_hh_l0 [3*H, H], bias_ih_l0, bias_hh_l0 [3*H], r z n. A stepper takes x with the attention as its
+    last column. One layer.
 
     Args:
         input_size, hidden_size, bias, batch_first, bidirectional, device, dtype: as torch.nn.GRU.
@@ -263,8 +266,9 @@ class AUGRU(_Family):
         return_states: bool = False,
         return_gates: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Runs the layer; as LSTM.forward(), with the attention [T, B] ([B, T] with batch_first, [T] for unbatched input) of every
-        step, in the dtype of input; hx and the last state are one tensor h [D, B, H], the gates are r z n and a."""
+        """Runs the layer; as LSTM.forward(), with the attention [T, B] ([B, T] with batch_first, [T] for unbatched
+        input) of every step, in the dtype of input; hx and the last state are one tensor h [D, B, H], the gates are r z
+        n and a."""
         x = with_attention(input, attention, self.input_size, self.batch_first)
         options = {"lengths": lengths, "reset_mask": reset_mask, "detach_mask": detach_mask}
         return super().forward(x, hx, **options, return_states=return_states, return_gates=return_gates)

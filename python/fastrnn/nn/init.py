@@ -43,7 +43,8 @@ def _each(function: str, module: Module, change: Callable[[Module, str, int], bo
 
 
 def orthogonal_(module: Module, gain: float = 1.0) -> Module:
-    """Makes the recurrent matrix of every gate orthogonal (Saxe et al. 2014), which keeps the norm of what goes through.
+    """Makes the recurrent matrix of every gate orthogonal (Saxe et al. 2014), which keeps the norm of what goes
+    through.
 
     Args:
         module: see the top of this file.
@@ -101,7 +102,8 @@ def _gate_biases(m: Module, end: str, gates: int) -> tuple[list[Tensor], list[Te
 
 
 def forget_bias_(module: Module, value: float = 1.0) -> Module:
-    """Sets the bias of an LSTM's forget gate, both parts together, to `value` (Gers et al. 2000; Jozefowicz et al. 2015).
+    """Sets the bias of an LSTM's forget gate, both parts together, to `value` (Gers et al. 2000; Jozefowicz et al.
+    2015).
 
     Args:
         module: see the top of this file; only LSTMs with biases and a forget gate are changed.

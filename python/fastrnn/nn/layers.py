@@ -34,29 +34,29 @@ class LSTM(Recurrent):
             have three gates i g o, a quarter less of everything.
         peepholes: True for gates that see the cell state (Gers & Schmidhuber 2000): one more parameter for each layer
             and direction, weight_peephole_l{k} [3*H], of the gates i, f and o.
-        recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3); the gates of Keras 2
-            and ONNX, clip(0.2 x + 1/2, 0, 1), are these with the weights and biases of i, f and o times 1.2.
+        recurrent_activation: "sigmoid", or "hard_sigmoid" for gates clip(x/6 + 1/2, 0, 1) (Keras 3); the gates of Keras
+            2 and ONNX, clip(0.2 x + 1/2, 0, 1), are these with the weights and biases of i, f and o times 1.2.
         layer_norm: True for layer normalisation of W x, of R h and of c (Ba et al. 2016): parameters gain_ih_l{k} and
             gain_hh_l{k} [4*H], gain_c_l{k} and bias_c_l{k} [H] for each layer and direction; the biases are its shifts.
         zoneout: probability, or a pair for h and c, that a unit keeps the state of the step before; in eval mode
             the expectation (Krueger et al. 2017).
-        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product reads
-            it, in training (Gal & Ghahramani 2016).
-        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate there,
-            in training (Semeniuta et al. 2016, arXiv 1603.05118).
+        recurrent_dropout: probability of dropping a unit of h, for the whole sequence, where the recurrent product
+            reads it, in training (Gal & Ghahramani 2016).
+        candidate_dropout: probability of dropping a unit of the candidate g, so that a step leaves c to the forget gate
+            there, in training (Semeniuta et al. 2016, arXiv 1603.05118).
         candidate_dropout_per: "step" to draw these units anew at every step, "sequence" for the same ones.
         weight_dropout: probability of dropping an entry of weight_hh for the whole sequence, in training (DropConnect;
             Merity et al. 2018).
-        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and of the
-            last layer's output, in training (Gal & Ghahramani 2016).
+        input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and
+            of the last layer's output, in training (Gal & Ghahramani 2016).
         checkpoint_every: for training on long sequences in little memory: forward keeps the states of every
             checkpoint_every-th step only, and backward computes the rest again, with the same bits; 0 keeps everything.
-        grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013, arXiv 1308.0850); 0 for
-            none.
-        learn_initial_state: True for parameters initial_h [L*D, 1, P or H] and initial_c [L*D, 1, H], zero at first, that
-            take the place of hx where it is not given.
-        num_heads: blocks on the diagonal of the recurrent matrix, a divisor of hidden_size: a unit sees h of its own head alone.
-            weight_hh_l{k} is [4*H, H/num_heads], and each row has the columns of its unit's head.
+        grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013, arXiv 1308.0850);
+            0 for none.
+        learn_initial_state: True for parameters initial_h [L*D, 1, P or H] and initial_c [L*D, 1, H], zero at first,
+            that take the place of hx where it is not given.
+        num_heads: blocks on the diagonal of the recurrent matrix, a divisor of hidden_size: a unit sees h of its own
+            head alone. weight_hh_l{k} is [4*H, H/num_heads], and each row has the columns of its unit's head.
         reset_to: what enters where reset_mask is true: "zero", or "initial": hx, or the learned initial state.
 
     Example:
@@ -147,13 +147,14 @@ class LSTM(Recurrent):
             hx: (h0 [L*D, B, P or H], c0 [L*D, B, H]); None for zeros.
             lengths: [B] integers, the true length of each row; y is zero past it.
             reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts.
-            detach_mask: the same shape, true where the state is kept and its gradient is cut (truncated back-propagation).
+            detach_mask: the same shape, true where the state is kept and its gradient is cut (truncated
+                back-propagation).
             return_states: True to return the states of every step as well, differentiable.
             return_gates: the same, with the gates after their activation, without gradient, for looking at.
 
         Returns:
-            y [T, B, D*(P or H)] in the layout of input, and (h, c) shaped like hx; then, if asked for, States: tuples h,
-            c, gates with a tensor for each layer, [T, B, D*(P or H)], [T, B, D*H] and [T, B, D, G, H].
+            y [T, B, D*(P or H)] in the layout of input, and (h, c) shaped like hx; then, if asked for, States: tuples
+            h, c, gates with a tensor for each layer, [T, B, D*(P or H)], [T, B, D*H] and [T, B, D, G, H].
 
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
@@ -171,9 +172,9 @@ class GRU(OneState):
         recurrent_activation: "sigmoid" or "hard_sigmoid", as in LSTM.
         layer_norm: True for layer normalisation of W x, of R h (Ba et al. 2016): parameters gain_ih_l{k} and
             gain_hh_l{k} [3*H] for each layer and direction; the biases are its shifts.
-        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout, output_dropout,
-            checkpoint_every, grad_clip, learn_initial_state, num_heads, reset_to: as in LSTM, of h; the candidate is n. The
-            other arguments are those of torch.nn.GRU.
+        zoneout, recurrent_dropout, candidate_dropout, candidate_dropout_per, weight_dropout, input_dropout,
+            output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads, reset_to: as in LSTM, of h; the
+            candidate is n. The other arguments are those of torch.nn.GRU.
 
     Example:
         >>> y, h = GRU(3, 4, reset_after=False)(torch.ones(5, 2, 3))
@@ -240,8 +241,8 @@ class RNN(OneState):
 
     Args:
         nonlinearity: "tanh", "relu" or "sigmoid".
-        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip, learn_initial_state, num_heads, reset_to: as in LSTM, of h.
-            The other arguments are those of torch.nn.RNN.
+        zoneout, recurrent_dropout, weight_dropout, input_dropout, output_dropout, checkpoint_every, grad_clip,
+            learn_initial_state, num_heads, reset_to: as in LSTM, of h. The other arguments are those of torch.nn.RNN.
 
     Example:
         >>> y, h = RNN(3, 4, nonlinearity="relu")(torch.ones(5, 2, 3))

@@ -1,4 +1,5 @@
-"""The oracle: every cell, one recurrent layer and attention in plain tensor code, for any dtype, differentiable to any order.
+"""The oracle: every cell, one recurrent layer and attention in plain tensor code, for any dtype, differentiable to any
+order.
 
 Slow on purpose and easy to read; the compiled kernels are tested against it, FASTRNN_CHECK=1 runs it beside every
 call, and double backward differentiates it.

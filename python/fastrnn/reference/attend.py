@@ -47,8 +47,8 @@ def attention(
         scale: what scores are multiplied by.
 
     Returns:
-        context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing. Without value nothing,
-        and the raw scores.
+        context [B, Tq, Dv] and weights [B, Tq, Tk]; zeros for a query that may attend to nothing. Without value
+        nothing, and the raw scores.
     """
     if value is None:
         return query.new_empty(0), SCORES[score](query, key, v)

@@ -1,8 +1,8 @@
 """The equations of every cell.
 
 A cell maps the input part x = W_ih x_t + b_ih [B, G*H] and the state entering the step to the state leaving it;
-w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights, product(h, w, b) = W_hh h + b_hh; keep, of some, is a
-factor of the candidate. Adding a cell is one function in CELLS.
+w = W_hh [G*H, H or P] and b = b_hh [G*H] (or None) are the recurrent weights, product(h, w, b) = W_hh h + b_hh; keep,
+of some, is a factor of the candidate. Adding a cell is one function in CELLS.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def _gru_reset_before(gate: Activation = torch.sigmoid) -> Callable[..., State]:
 
 
 def augru(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
-    """Zhou et al. 2018, equations 9 and 10, with u = 1 - z: h' = h + a u (n - h); gates r z n and a, whose recurrent part
-    is not read."""
+    """Zhou et al. 2018, equations 9 and 10, with u = 1 - z: h' = h + a u (n - h); gates r z n and a, whose recurrent
+    part is not read."""
     (h,) = state
     xr, xz, xn, a = x.chunk(4, -1)
     hr, hz, hn, _ = product(h, w, b).chunk(4, -1)

@@ -20,9 +20,9 @@ class AdditiveAttention(Attention):
         device, dtype: as in torch.nn.
         activation: "tanh", or "relu", which is not fused: it stores [B, Tq, Tk, D].
         weight_norm: True for g v / |v| in place of v, with a learned scalar g (Salimans & Kingma 2016).
-        num_heads: the space and the memory are cut into that many parts of equal width, each attends with a v of its own
-            (v is [num_heads, D/num_heads] then, g [num_heads]), and the contexts are joined; weights are
-            [B, num_heads, Tq, Tk].
+        num_heads: the space and the memory are cut into that many parts of equal width, each attends with a v of its
+            own (v is [num_heads, D/num_heads] then, g [num_heads]), and the contexts are joined; weights are [B,
+            num_heads, Tq, Tk].
         normalizer: a name in fastrnn.normalizers.NORMALIZERS, or a function with their arguments.
         temperature: scores are divided by it.
         dropout: probability of dropping a weight in training; the others are divided by 1 - dropout.
@@ -63,7 +63,8 @@ BahdanauAttention = AdditiveAttention
 
 
 class LuongAttention(Attention):
-    """Luong's global attention (2015, arXiv 1508.04025): score = query . memory, query . W memory or v . tanh(W [both]).
+    """Luong's global attention (2015, arXiv 1508.04025): score = query . memory, query . W memory or v . tanh(W
+    [both]).
 
     Args:
         query_size, memory_size: widths of queries and memory; memory_size None for the same.

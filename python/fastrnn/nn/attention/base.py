@@ -128,8 +128,8 @@ class Attention(Module):
             keys: precompute(memory), computed here when absent.
 
         Returns:
-            context [B, Tq, memory_size] and weights [B, Tq, Tk]; without Tq for one step. Zeros for a query that may attend
-            to nothing, which gives zero gradients.
+            context [B, Tq, memory_size] and weights [B, Tq, Tk]; without Tq for one step. Zeros for a query that may
+            attend to nothing, which gives zero gradients.
 
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.

@@ -28,8 +28,8 @@ class LocalAttention(Attention):
         query_size, memory_size, score, scale, attention_size: as in LuongAttention; "additive" works too.
         window: D, at least 1.
         predictive: True for local-p, which has the parameters position_layer.weight (W_p) and v_position (v_p).
-        renormalize: True makes the Gaussian part of the scores of local-p, so that weights sum to one and the fused function
-            does all of it; False multiplies the weights by it, as the paper.
+        renormalize: True makes the Gaussian part of the scores of local-p, so that weights sum to one and the fused
+            function does all of it; False multiplies the weights by it, as the paper.
         normalizer, temperature, dropout, device, dtype: as in AdditiveAttention.
 
     Example:
@@ -90,7 +90,8 @@ class LocalAttention(Attention):
         """Attends; see AdditiveAttention for the other arguments and the result.
 
         Args:
-            position: t of the first query, an int or integers [B]; 0 if None. Not with predictive=True, which needs none.
+            position: t of the first query, an int or integers [B]; 0 if None. Not with predictive=True, which needs
+                none.
 
         Raises:
             ValueError: the window is larger than the memory; no position for one step without predictive=True.

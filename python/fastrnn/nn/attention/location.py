@@ -1,5 +1,5 @@
-"""Attention that sees where it has been: location-sensitive (Chorowski et al. 2015, arXiv 1506.07503), coverage (See et al.
-2017, arXiv 1704.04368)."""
+"""Attention that sees where it has been: location-sensitive (Chorowski et al. 2015, arXiv 1506.07503), coverage (See et
+al. 2017, arXiv 1704.04368)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class LocationSensitiveAttention(Attention):
 
         score[k] = v . tanh(W_q query + W_m memory[k] + b + U f[k] + w_c c[k])
 
-    f is a convolution of earlier weights over k, c[k] (coverage) the sum of all earlier weights of key k. Since each query
-    needs the weights of the one before, many queries are done one after the other.
+    f is a convolution of earlier weights over k, c[k] (coverage) the sum of all earlier weights of key k. Since each
+    query needs the weights of the one before, many queries are done one after the other.
 
     Args:
         query_size, memory_size, attention_size, bias, device, dtype: as in AdditiveAttention.
         location: what is convolved: "previous" weights (Chorowski et al.), the "cumulative" sum, "both" (Tacotron 2's
             two channels), or None.
-        filters, kernel_size: of the convolution `location_conv`, without a bias; kernel_size is odd. `location_layer` is U.
+        filters, kernel_size: of the convolution `location_conv`, without a bias; kernel_size is odd. `location_layer`
+            is U.
         coverage: True for the term with c and `coverage_layer` (w_c), See et al. 2017.
         weight_norm, normalizer, temperature, dropout: as in AdditiveAttention.
 

@@ -17,9 +17,10 @@ from .scores import Scope
 class MonotonicAttention(Attention):
     """Attention that never goes back: each query goes on from the key where the one before stopped.
 
-    score = g v / |v| . tanh(W_q query + W_m memory + b) + r, and each score's sigmoid is the probability of stopping there;
-    see fastrnn.normalizers.monotonic. Train with mode "parallel" or "recursive" and with noise, which makes the scores
-    large, then set `module.mode = "hard"`: each query attends to one key, or to none once the walk has passed the end.
+    score = g v / |v| . tanh(W_q query + W_m memory + b) + r, and each score's sigmoid is the probability of stopping
+    there; see fastrnn.normalizers.monotonic. Train with mode "parallel" or "recursive" and with noise, which makes the
+    scores large, then set `module.mode = "hard"`: each query attends to one key, or to none once the walk has passed
+    the end.
 
     Args:
         query_size, memory_size, attention_size, score, scale: as in LuongAttention, or "additive", with weight_norm.

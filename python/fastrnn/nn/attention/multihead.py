@@ -23,8 +23,10 @@ _NAME = "MultiHeadAttention"
 class MultiHeadAttention(Module):
     """torch.nn.MultiheadAttention: same parameters, state_dict, initial values, arguments and results.
 
-    The difference: a query that may attend to nothing has zero weights and a zero context, so that its output is the bias of
-    `out_proj`; torch's is NaN, and so are its gradients. Besides, there is `lengths`, and `is_causal=True` needs no mask.
+    The difference: a query that may attend to nothing has zero weights and a zero context, so that its output is the
+        bias of
+    `out_proj`; torch's is NaN, and so are its gradients. Besides, there is `lengths`, and `is_causal=True` needs no
+    mask.
 
     Args:
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype: as in
@@ -94,7 +96,8 @@ class MultiHeadAttention(Module):
     def precompute(
         self, key: Tensor, value: Tensor | None = None, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of a memory [B, S, kdim] (with batch_first) projected and cut into heads, once for many calls.
+        """Keys and values of a memory [B, S, kdim] (with batch_first) projected and cut into heads, once for many
+        calls.
 
         Args:
             key, value: as in forward(); value None for key.
@@ -150,8 +153,8 @@ class MultiHeadAttention(Module):
             keys: precompute(key, value).
 
         Returns:
-            Output, shaped like query, and weights [B, L, S] ([B, heads, L, S] not averaged; without B if unbatched). What
-            bias_k and add_zero_attn append stands last.
+            Output, shaped like query, and weights [B, L, S] ([B, heads, L, S] not averaged; without B if unbatched).
+            What bias_k and add_zero_attn append stands last.
 
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
