@@ -58,7 +58,8 @@ def rnn_forward(
 ) -> None: ...
 def rnn_backward(
     layer: Layer, plan: Plan, device: int, stream: int, dy: int, dy_t: int, dy_b: int, dstates_out: list[int], dc: int,
-    dc_t: int, dc_b: int, detach_mask: int, detach_t: int, detach_b: int, grad_clip: float, dgx: int, dgr: int, dvectors: int, h_prev: int, dstates_in: list[int],
+    dc_t: int, dc_b: int, detach_mask: int, detach_t: int, detach_b: int, grad_clip: float, dgx: int, dgr: int,
+    dvectors: int, h_prev: int, dstates_in: list[int],
 ) -> None: ...  # fmt: skip
 def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
 def set_wait_limit(seconds: float) -> None: ...

@@ -319,7 +319,8 @@ def _run_layers(
             each(lambda s, k=k: s[k * D : (k + 1) * D], states),
             lengths, reset_mask, directions=D, batch_first=batch_first, function=function,
             suffix=f"_l{k}" if k else suffix, expected=(D * (P or H) if k else I, H, P),
-            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep, reset_to=reset_to,
+            noise=None if rates is None else rates.of_layer(k, training, x, B, P or H, D), backprop=backprop, keep=keep,
+            reset_to=reset_to,
         )  # fmt: skip
         if kept is not None:
             kept.append((x, keep.c, keep.gates))
