@@ -444,6 +444,17 @@ def test_narrow_types_run_as_they_are(device):
     assert y.dtype is torch.bfloat16
 
 
+def test_backward_inside_autocast_is_not_narrowed(device):
+    module = nn.LSTM(4, 16, proj_size=3).to(device)
+    x = torch.randn(5, 3, 4, device=device, requires_grad=True)
+    leaves = [x, *module.parameters()]
+    want = torch.autograd.grad(module(x)[0].square().sum(), leaves)
+    loss = module(x)[0].square().sum()
+    with torch.autocast(device, torch.bfloat16):
+        got = torch.autograd.grad(loss, leaves)
+    assert all(map(torch.equal, got, want))
+
+
 # torch warns about its own internals while it compiles.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiles_in_one_graph(device):

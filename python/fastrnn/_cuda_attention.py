@@ -9,34 +9,19 @@ synchronises: values in `lengths` are clamped by the kernels.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from . import _cuda_kernels
 from ._attention_kernels import WITH_V, new_gradients, new_outputs, strides_of
 from ._attention_masks import cleared, hidden_keys
+from ._cuda_products import without_autocast
 from ._memory import address_of, dense, in_place
 
 DTYPES = _cuda_kernels.DTYPES
 
 
-def _without_autocast(function):
-    """Products then have the dtypes of what they are given, which kernels rely on; what to cast has been decided."""
-
-    @functools.wraps(function)
-    def call(score, query, *rest):
-        kind = query.device.type
-        if not torch.is_autocast_enabled(kind):
-            return function(score, query, *rest)
-        with torch.autocast(kind, enabled=False):
-            return function(score, query, *rest)
-
-    return call
-
-
-@_without_autocast
+@without_autocast
 def forward(score, query, key, value, v, lengths, mask, bias, scale):
     call = _Call(score, query, key, value, v, lengths, mask, bias)
     context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale)
@@ -57,7 +42,7 @@ def forward(score, query, key, value, v, lengths, mask, bias, scale):
     return torch.bmm(weights, call.real(call.value), out=context), weights
 
 
-@_without_autocast
+@without_autocast
 def backward(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
     call = _Call(score, query, key, value, v, lengths, mask, bias)
     found = new_gradients(

@@ -25,7 +25,14 @@ from . import _cuda_projection as projection
 from ._backprop import Backprop
 from ._cells import CELLS, sizes
 from ._checks import STATE_NAMES, function_of, weight_names
-from ._cuda_products import Direction, input_gradient, project_again, project_input, weight_gradients
+from ._cuda_products import (
+    Direction,
+    input_gradient,
+    project_again,
+    project_input,
+    weight_gradients,
+    without_autocast,
+)  # fmt: skip
 from ._memory import address_of, dense
 from ._noise import Noise
 
@@ -220,6 +227,7 @@ class _Recurrence:
         return dgx, dgr, h_prev, dvectors, dstates
 
 
+@without_autocast
 def forward(
     call: tuple,
     cell: str,
@@ -309,6 +317,7 @@ def _projected_forward(
     return last
 
 
+@without_autocast
 def backward(
     cell: str,
     x: Tensor,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,20 @@ from torch import Tensor
 
 from . import _cuda_projection as projection
 from ._noise import Noise
+
+
+def without_autocast(function: Callable) -> Callable:
+    """Products then have the dtypes of what they are given, which kernels rely on; what to cast has been decided before."""
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        kind = next(a for a in args if isinstance(a, Tensor)).device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(*args, **options)
+        with torch.autocast(kind, enabled=False):
+            return function(*args, **options)
+
+    return call
 
 
 class Direction(NamedTuple):
