@@ -56,7 +56,7 @@ def allowed_keys(function: str, scores: Tensor, lengths: Lengths, mask: Tensor |
     if lengths is not None:
         if scores.ndim < 2:
             raise _checks.ShapeError(f"{function}: scores has shape {tuple(scores.shape)}, expected (B, ..., Tk)")
-        lengths = as_lengths(function, lengths, scores.shape[0], scores, "scores")
+        lengths = as_lengths(function, lengths, scores.shape[0], scores, "scores", scores.shape[-1])
         valid = valid_keys(function, lengths, scores.shape[-1])
         valid = valid.reshape(valid.shape[0], *[1] * (scores.ndim - 2), valid.shape[1])
         allowed = valid if allowed is None else allowed & valid

@@ -91,7 +91,7 @@ class Attention(Module):
         """
         self._check_memory(memory)
         if lengths is not None:
-            lengths = as_lengths(type(self).__name__, lengths, memory.shape[0], memory, "memory")
+            lengths = as_lengths(type(self).__name__, lengths, memory.shape[0], memory, "memory", memory.shape[1])
         return self._keys(memory, Scope(lengths))
 
     def _keys(self, memory: Tensor, scope: Scope) -> Tensor:
@@ -171,7 +171,7 @@ class Attention(Module):
         name, symbols = type(self).__name__, "(B, Tq, Tk)"
         lengths, mask, bias, _ = scope
         if lengths is not None:
-            lengths = as_lengths(name, lengths, shape[0], memory, "memory")
+            lengths = as_lengths(name, lengths, shape[0], memory, "memory", shape[2])
             check_lengths_within(name, lengths, shape[2])
         return Scope(
             lengths,

@@ -306,7 +306,8 @@ def _rows(t: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
 
 def _valid(lengths: Tensor | Sequence[int], t: Tensor, S: int | None = None) -> Tensor:
     """Bool [B, S], true for the keys within the lengths; t is [B, S, *] if S is not given."""
-    return valid_keys(_NAME, as_lengths(_NAME, lengths, t.shape[0], t, "query"), t.shape[1] if S is None else S)
+    S = t.shape[1] if S is None else S
+    return valid_keys(_NAME, as_lengths(_NAME, lengths, t.shape[0], t, "query", S), S)
 
 
 def _check_mask(name: str, mask: Tensor, query: Tensor) -> None:
