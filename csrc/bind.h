@@ -4,26 +4,12 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
-#include <cstdint>
 #include <string>
-#include <vector>
 
+#include "address.h"
 #include "cpu/engine.h"
 
 namespace py = pybind11;
-
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-T* at(const Addresses& list, size_t i) {
-  return i < list.size() ? at<T>(list[i]) : nullptr;
-}
 
 // Lets Ctrl-C through in long calls: between steps, at most every 50 ms, the calling thread asks Python.
 struct Interrupt {

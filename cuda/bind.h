@@ -6,12 +6,10 @@
 
 #include <stdexcept>
 #include <string>
-#include <vector>
+
+#include "../csrc/address.h"
 
 namespace fastrnn {
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
 constexpr const char* kTypeNames[] = {"float32", "float64", "bfloat16", "float16"};  // in the order of CudaType
 
 inline std::string describe(cudaError_t status) {
@@ -58,15 +56,6 @@ class OnDevice {
  private:
   int device_, before_ = 0;
 };
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-template <class T>
-T* at(const Addresses& list, size_t i) {
-  return i < list.size() ? at<T>(list[i]) : nullptr;
-}
 }  // namespace fastrnn
 
 void bind_attention(pybind11::module_& m);
