@@ -57,3 +57,22 @@ def both(score, tensors, options):
     """What the kernels give and what the oracle gives in float64."""
     got = results(lambda *t: FUNCTIONS[score](*t, **options), tensors, options.get("bias"))
     return got, expected(score, tensors, options)
+
+
+SMALL = (2, 3, 4, 5, 6)
+
+
+def check_operator_and_compile(score, tensors, options):
+    """The operator keeps torch's rules, and the function compiles to what it is."""
+    rows = (options["lengths"], options["mask"], options["bias"])
+    v = tensors[3] if score == "additive" else None
+    operator = torch.ops.fastrnn.attention.default
+    torch.library.opcheck(operator, (score, *tensors[:3], v, *rows, 0.5))
+    torch.library.opcheck(operator, (score, *tensors[:2], None, v, None, None, None, 1.0))
+    compiled = torch.compile(FUNCTIONS[score], fullgraph=True, backend="aot_eager")
+    found = []
+    for function in (FUNCTIONS[score], compiled):
+        context, weights = function(*tensors, scale=0.5, **options)
+        found.append([context, weights, *torch.autograd.grad(context.sum() + weights[:, :, 0].sum(), tensors)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b)

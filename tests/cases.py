@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _core, ops, reference
 from fastrnn._backprop import Backprop
@@ -256,3 +257,19 @@ def check_transforms(f, tensors) -> None:
     torch.testing.assert_close(func.vmap(func.grad(f, every))(*batch), tuple(torch.stack(g) for g in zip(*rows)))
     one = func.vmap(f, (0, *(None for _ in tensors[1:])))(batch[0], *tensors[1:])
     torch.testing.assert_close(one, torch.stack([f(t, *tensors[1:]) for t in batch[0]]))
+
+
+def flatten(result) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, PackedSequence):
+        return [t for t in result if t is not None]
+    return [t for part in result for t in flatten(part)]
+
+
+def assert_same(ours, theirs, **tolerance):
+    a, b = flatten(ours), flatten(theirs)
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        assert x.dtype is y.dtype
+        torch.testing.assert_close(x, y, **tolerance)

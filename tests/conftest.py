@@ -1,4 +1,4 @@
-"""Fixtures for every test. No torch in here: the tests that need it skip without it."""
+"""Fixtures for every test. torch is imported where a fixture needs it: tests that need it skip without it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,46 @@ def cuda_host():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def host(cuda_host, monkeypatch):
+    """Layers and attention of CPU tensors go through the CUDA engine, by emulation."""
+    from fastrnn import _backends, _cuda_attention, _cuda_kernels, ops
+
+    monkeypatch.setattr(_backends, "kernels_of", lambda x: _cuda_kernels)
+    monkeypatch.setattr(_backends, "attention_of", lambda x: _cuda_attention)
+    monkeypatch.setattr(ops, "prepare", lambda *_: None)
+    monkeypatch.setattr(_cuda_kernels, "module", lambda: cuda_host)
+    monkeypatch.setattr(_cuda_kernels, "place_of", lambda x: (0, 0))
+    _cuda_kernels._plan.cache_clear()
+    yield cuda_host
+    cuda_host.set_seed(0)
+    cuda_host.set_push_offset(0)
+    cuda_host.set_wrong_lane(0)
+    cuda_host.set_largest_cluster(16)
+    cuda_host.set_capability(9)
+    cuda_host.set_old_driver(False)
+    cuda_host.set_launches_fail(False)
+    cuda_host.set_wait_limit(2.0)
+    for site in range(cuda_host.SITES):
+        cuda_host.leave_out_barrier(site, False)
+    _cuda_kernels._plan.cache_clear()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Where the tensors of a test lie; the emulation takes those of the CPU."""
+    if request.param == "emulated":
+        request.getfixturevalue("host")
+        return "cpu"
+    import torch
+
+    from fastrnn import _backends
+
+    if not torch.cuda.is_available() or _backends.why_not("cuda"):
+        pytest.skip("no CUDA device")
+    return "cuda"
 
 
 @pytest.fixture(params=_core.isas())

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from attention_cases import FUNCTIONS, both, make, options_of, results  # noqa: E402
+from attention_cases import FUNCTIONS, SMALL, both, check_operator_and_compile, make, options_of, results  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import DeviceError, DTypeError, ShapeError, _core, nn, reference  # noqa: E402
@@ -213,20 +213,8 @@ def test_gradients_of_one_output(score):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("score", FUNCTIONS)
 def test_operator_and_compile(score):
-    shape = (2, 3, 4, 5, 6)
-    tensors, options = make(score, shape, torch.float32), options_of("lengths mask bias", shape, torch.float32)
-    rows = (options["lengths"], options["mask"], options["bias"])
-    v = tensors[3] if score == "additive" else None
-    operator = torch.ops.fastrnn.attention.default
-    torch.library.opcheck(operator, (score, *tensors[:3], v, *rows, 0.5))
-    torch.library.opcheck(operator, (score, *tensors[:2], None, v, None, None, None, 1.0))
-    compiled = torch.compile(FUNCTIONS[score], fullgraph=True, backend="aot_eager")
-    found = []
-    for function in (FUNCTIONS[score], compiled):
-        context, weights = function(*tensors, scale=0.5, **options)
-        found.append([context, weights, *torch.autograd.grad(context.sum() + weights[:, :, 0].sum(), tensors)])
-    for a, b in zip(*found):
-        torch.testing.assert_close(a, b)
+    options = options_of("lengths mask bias", SMALL, torch.float32)
+    check_operator_and_compile(score, make(score, SMALL, torch.float32), options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -43,38 +43,6 @@ CHIPS = {
 }
 
 
-@pytest.fixture
-def host(cuda_host, monkeypatch):
-    """CPU tensors go through the CUDA engine, by emulation."""
-    monkeypatch.setattr(_backends, "kernels_of", lambda x: _cuda_kernels)
-    monkeypatch.setattr(ops, "prepare", lambda *_: None)
-    monkeypatch.setattr(_cuda_kernels, "module", lambda: cuda_host)
-    monkeypatch.setattr(_cuda_kernels, "place_of", lambda x: (0, 0))
-    _cuda_kernels._plan.cache_clear()
-    yield cuda_host
-    cuda_host.set_seed(0)
-    cuda_host.set_push_offset(0)
-    cuda_host.set_largest_cluster(16)
-    cuda_host.set_capability(9)
-    cuda_host.set_old_driver(False)
-    cuda_host.set_launches_fail(False)
-    cuda_host.set_wait_limit(2.0)
-    for site in range(cuda_host.SITES):
-        cuda_host.leave_out_barrier(site, False)
-    _cuda_kernels._plan.cache_clear()
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    """Where the tensors of a test lie; the emulation takes those of the CPU."""
-    if request.param == "emulated":
-        request.getfixturevalue("host")
-        return "cpu"
-    if not torch.cuda.is_available() or _backends.why_not("cuda"):
-        pytest.skip("no CUDA device")
-    return "cuda"
-
-
 def on(device: str, inputs: cases.Inputs) -> cases.Inputs:
     """The same inputs on another device."""
     if device == "cpu":

@@ -9,14 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from attention_cases import FUNCTIONS, expected, make, options_of, results  # noqa: E402
+from attention_cases import FUNCTIONS, SMALL, check_operator_and_compile, expected, make, options_of, results  # noqa: E402
 
 from fastrnn import (  # noqa: E402
     DeviceError,
     _attention_kernels,
     _backends,
     _cuda_attention,
-    _cuda_kernels,
     nn,
     reference,
 )
@@ -41,32 +40,6 @@ SIZES = [("additive", 1.0), ("additive", 6.0), ("additive", 30.0), ("dot", 1.0)]
 EVERY = list(itertools.product([torch.float32], SHAPES, SIZES, OPTIONS)) + list(
     itertools.product(list(TOLERANCE)[1:], SHAPES[1:3], SIZES, OPTIONS[1:3])
 )
-
-
-@pytest.fixture
-def host(cuda_host, monkeypatch):
-    """Attention of CPU tensors goes through the CUDA kernels, by emulation."""
-    monkeypatch.setattr(_backends, "attention_of", lambda x: _cuda_attention)
-    monkeypatch.setattr(_cuda_kernels, "module", lambda: cuda_host)
-    monkeypatch.setattr(_cuda_kernels, "place_of", lambda x: (0, 0))
-    yield cuda_host
-    cuda_host.set_seed(0)
-    cuda_host.set_wrong_lane(0)
-    cuda_host.set_capability(9)
-    cuda_host.set_launches_fail(False)
-    for site in range(cuda_host.SITES):
-        cuda_host.leave_out_barrier(site, False)
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    """Where the tensors of a test lie; the emulation takes those of the CPU."""
-    if request.param == "emulated":
-        request.getfixturevalue("host")
-        return "cpu"
-    if not torch.cuda.is_available() or _backends.why_not("cuda"):
-        pytest.skip("no CUDA device")
-    return "cuda"
 
 
 def on(device, t):
@@ -239,21 +212,11 @@ def test_gradients_of_one_output(device, score):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("score", FUNCTIONS)
 def test_operator_and_compile(device, score):
-    shape = (2, 3, 4, 5, 6)
-    tensors = on(device, make(score, shape, torch.float32))
-    options = on(device, options_of("lengths mask bias", shape, torch.float32))
-    rows = (options["lengths"], options["mask"], options["bias"])
-    v = tensors[3] if score == "additive" else None
-    operator = torch.ops.fastrnn.attention.default
-    torch.library.opcheck(operator, (score, *tensors[:3], v, *rows, 0.5))
-    torch.library.opcheck(operator, (score, *tensors[:2], None, v, None, None, None, 1.0))
-    compiled = torch.compile(FUNCTIONS[score], fullgraph=True, backend="aot_eager")
-    pair = []
-    for function in (FUNCTIONS[score], compiled):
-        context, weights = function(*tensors, scale=0.5, **options)
-        pair.append([context, weights, *torch.autograd.grad(context.sum() + weights[:, :, 0].sum(), tensors)])
-    for a, b in zip(*pair):
-        torch.testing.assert_close(a, b)
+    check_operator_and_compile(
+        score,
+        on(device, make(score, SMALL, torch.float32)),
+        on(device, options_of("lengths mask bias", SMALL, torch.float32)),
+    )
 
 
 @pytest.mark.parametrize("score", FUNCTIONS)
