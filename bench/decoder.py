@@ -62,7 +62,7 @@ class Eager(torch.nn.Module):
 
     def generate(self, memory):
         (keys, state, feed), found, shares, probs = self.start(memory), [], [], []
-        token = torch.ones(memory.shape[0], dtype=torch.int64)
+        token = torch.ones(memory.shape[0], dtype=torch.int64, device=memory.device)
         for _ in range(STEPS):
             state, feed, weights = self.step(self.decoder.embedding(token), memory, keys, state, feed)
             best, token = self.decoder.vocabulary_layer(feed).log_softmax(-1).max(-1)
@@ -72,10 +72,11 @@ class Eager(torch.nn.Module):
         return torch.stack(found, 1), torch.stack(shares, 1), torch.stack(probs, 1)
 
 
-def decode_calls(cell: str, B: int, T: int, backward: bool):
+def decode_calls(cell: str, B: int, T: int, backward: bool, device: str = "cpu"):
     torch.manual_seed(0)
-    decoder = AttentionDecoder(D, D, D, vocabulary_size=1000, cell=cell)
-    eager, tokens, memory = Eager(decoder), torch.randint(0, 1000, (B, T)), torch.randn(B, T, D)
+    decoder = AttentionDecoder(D, D, D, vocabulary_size=1000, cell=cell).to(device)
+    tokens, memory = torch.randint(0, 1000, (B, T)).to(device), torch.randn(B, T, D).to(device)
+    eager = Eager(decoder)
     parameters = [p for name, p in decoder.named_parameters() if not name.startswith("vocabulary")]
     inputs = [memory.requires_grad_(backward), *parameters]
 
@@ -98,10 +99,10 @@ def decode_calls(cell: str, B: int, T: int, backward: bool):
     return calls
 
 
-def generation_calls(B: int, V: int):
+def generation_calls(B: int, V: int, device: str = "cpu"):
     torch.manual_seed(0)
-    decoder = AttentionDecoder(D, D, D, vocabulary_size=V)
-    eager, memory = Eager(decoder), torch.randn(B, KEYS, D)
+    decoder = AttentionDecoder(D, D, D, vocabulary_size=V).to(device)
+    eager, memory = Eager(decoder), torch.randn(B, KEYS, D).to(device)
 
     def loop():
         with torch.no_grad():
@@ -113,14 +114,14 @@ def generation_calls(B: int, V: int):
     return calls
 
 
-def points(quick: bool):
+def points(quick: bool, device: str = "cpu"):
     """What is measured: labels, and a function that makes the contestants' calls."""
     for cell, B, T in DECODES[: 1 if quick else None]:
         for backward in (False, True):
             label = f"decode, {cell}, B={B}, T=Tk={T}, {'forward + backward' if backward else 'forward'}"
-            yield label, lambda cell=cell, B=B, T=T, backward=backward: decode_calls(cell, B, T, backward)
+            yield label, lambda cell=cell, B=B, T=T, backward=backward: decode_calls(cell, B, T, backward, device)
     for B, V in GENERATIONS[: 1 if quick else None]:
-        yield f"greedy, lstm, B={B}, V={V}, {STEPS} steps, Tk={KEYS}", lambda B=B, V=V: generation_calls(B, V)
+        yield f"greedy, lstm, B={B}, V={V}, {STEPS} steps, Tk={KEYS}", lambda B=B, V=V: generation_calls(B, V, device)
 
 
 def interleave_cpu(calls: dict, budget_s: float, min_rounds: int) -> dict[str, list[float]]:

@@ -1,12 +1,13 @@
-"""Measures the CUDA engine on the GPU of this machine: layers against torch's cuDNN, attention against eager torch.
+"""Measures the CUDA engine on the GPU of this machine: layers against torch's cuDNN, attention and decoders
+against eager torch.
 
-    python bench/gpu.py                     the whole grid, about four minutes, and attention
+    python bench/gpu.py                     the whole grid, about four minutes, attention and decoders
     python bench/gpu.py --quick             a corner of it, to see that it works
-    python bench/gpu.py --only attention    or layers
+    python bench/gpu.py --only attention    or layers, or decoder
 
-Writes gpu.md, gpu.json and gpu.png to bench/results/<gpu>/, and gpu_attention.md and gpu_attention.json, which
-gpu_attention.py explains. Of the layers: one layer, one direction, I = H, random data, the same weights in both,
-results compared before anything is timed. Times are of whole calls, input projection included, by CUDA events, in
+Writes gpu.md, gpu.json and gpu.png to bench/results/<gpu>/, and tables and numbers of gpu_attention.py and
+gpu_decoder.py, which explain theirs. Of the layers: one layer, one direction, I = H, random data, the same weights in
+both, results compared before anything is timed. Times are of whole calls, input projection included, by CUDA events, in
 turns, medians; `graph` is the same call replayed from a CUDA graph, without what Python costs. cuDNN gets its best
 settings: flattened weights, and for float32 both TF32 off (the precision that fastrnn has) and on.
 """
@@ -24,12 +25,14 @@ import time
 from pathlib import Path
 
 import gpu_attention
+import gpu_decoder
 import torch
 from gpu_timing import captured, difference, race
 
 import fastrnn
 from fastrnn import _cuda_kernels
 
+PARTS = ("layers", "attention", "decoder")
 KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of 1 + |expected|, between two results that were both rounded: a wrong gate or index shows as 1e-1 and more.
@@ -185,7 +188,7 @@ def measure_layers(options: argparse.Namespace) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("--quick", action="store_true", help="a corner of the grid")
-    command.add_argument("--only", choices=("layers", "attention"), help="one of the two parts")
+    command.add_argument("--only", choices=PARTS, help="one of the parts")
     command.add_argument("--steps", type=int, default=512, help="sequence length T")
     command.add_argument("--seconds", type=float, default=240, help="stop adding points after this time")
     command.add_argument("--out", type=Path, help="directory for the results")
@@ -197,18 +200,20 @@ def main(argv: list[str] | None = None) -> int:
     out = options.out or Path(__file__).resolve().parent / "results" / name
     out.mkdir(parents=True, exist_ok=True)
     heading = ", ".join(f"{k} {v}" for k, v in machine.items())
-    if options.only != "attention":
+    if options.only in (None, "layers"):
         points = measure_layers(options)
         text = table(points, heading)
         (out / "gpu.md").write_text(text)
         (out / "gpu.json").write_text(json.dumps({"schema": 1, "machine": machine, "points": points}, indent=1) + "\n")
         plot(out / "gpu.png", points, f"fastrnn against cuDNN, {machine['gpu']}, {machine['date']}")
         print(text)
-    if options.only != "layers":
-        rows = gpu_attention.measure_all(options.quick)
-        text = gpu_attention.table(rows, heading)
-        (out / "gpu_attention.md").write_text(text)
-        (out / "gpu_attention.json").write_text(json.dumps({"machine": machine, "points": rows}, indent=1) + "\n")
+    for part, bench in (("attention", gpu_attention), ("decoder", gpu_decoder)):
+        if options.only not in (None, part):
+            continue
+        rows = bench.measure_all(options.quick)
+        text = bench.table(rows, heading)
+        (out / f"gpu_{part}.md").write_text(text)
+        (out / f"gpu_{part}.json").write_text(json.dumps({"machine": machine, "points": rows}, indent=1) + "\n")
         print(text)
     return 0
 

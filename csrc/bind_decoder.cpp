@@ -1,5 +1,5 @@
 // The attention decoder in fastrnn._core. Everything is checked in Python before it gets here.
-#include <array>
+#include "bind_decoder.h"
 
 #include "bind.h"
 #include "cpu/decoder_run.h"
@@ -7,26 +7,6 @@
 using namespace fastrnn;
 
 namespace {
-struct DecoderArguments {
-  int itemsize;
-  DecoderCell cell;
-  bool bahdanau;
-  DecoderShape shape;
-  // gates, memory, keys, lengths, h0, c0, feed0, w_hh, b_hh, w_feed, w_query, v, w_context, w_hidden
-  std::array<Address, 14> in;
-
-  template <class T>
-  void fill(DecoderInput<T>& p) const {
-    p.shape = shape;
-    p.bahdanau = bahdanau;
-    p.lengths = at<const int64_t>(in[3]);
-    const T** to[] = {&p.gates, &p.memory, &p.keys,   nullptr,    &p.h0, &p.c0,        &p.feed0,
-                      &p.w_hh,  &p.b_hh,   &p.w_feed, &p.w_query, &p.v,  &p.w_context, &p.w_hidden};
-    for (int i = 0; i < 14; ++i)
-      if (to[i]) *to[i] = at<const T>(in[i]);
-  }
-};
-
 void decoder_forward(const DecoderArguments& a, Address outputs, Address weights, Address h, Address c, Address reserve,
                      int threads) {
   const auto call = [&](auto zero) {
@@ -61,54 +41,22 @@ void decoder_backward(const DecoderArguments& a, const std::array<Address, 6>& g
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
-// sizes: E, V, beams, end, top_k. inputs: embedding, w_input, b_ih, w_vocabulary, b_vocabulary, first. found: tokens,
-// parents, scores, weights, steps, ends, end_steps, end_rows, end_scores.
-void decoder_generate(const DecoderArguments& a, const std::array<int64_t, 5>& sizes, double temperature, uint64_t seed,
-                      const std::array<Address, 6>& inputs, const std::array<Address, 9>& found, int threads) {
+void decoder_generate(const DecoderArguments& a, const GenerationSizes& sizes, double temperature, uint64_t seed,
+                      const GenerationInputs& inputs, const GenerationFound& found, int threads) {
   const auto call = [&](auto zero) {
     using E = decltype(zero);
     DecoderGenerate<E> p{};
     a.fill(p);
-    p.E = sizes[0];
-    p.V = sizes[1];
-    p.beams = sizes[2];
-    p.end = sizes[3];
-    p.top_k = sizes[4];
-    p.temperature = temperature;
-    p.seed = seed;
-    const E** from[] = {&p.embedding, &p.w_input, &p.b_ih, &p.w_vocabulary, &p.b_vocabulary};
-    for (int i = 0; i < 5; ++i) *from[i] = at<const E>(inputs[i]);
-    p.first = at<const int64_t>(inputs[5]);
-    p.tokens = at<int64_t>(found[0]);
-    p.parents = at<int64_t>(found[1]);
-    p.scores = at<E>(found[2]);
-    p.weights = at<E>(found[3]);
-    p.steps = at<int64_t>(found[4]);
-    p.ends = at<int64_t>(found[5]);
-    p.end_steps = at<int64_t>(found[6]);
-    p.end_rows = at<int64_t>(found[7]);
-    p.end_scores = at<E>(found[8]);
+    fill_generation(p, sizes, temperature, seed, inputs, found);
     run_interruptible("", threads, [&](const RunOptions& options) { run_decoder_generate(a.cell, p, options); });
   };
   a.itemsize == 4 ? call(0.0f) : call(0.0);
 }
-
-int64_t record(const std::string& cell, const DecoderShape& shape, bool additive, bool bahdanau) {
-  return cell == "lstm" ? DecoderRecord(shape, 4, 2, additive, bahdanau).size
-                        : DecoderRecord(shape, 4, 1, additive, bahdanau).size;
-}
-DecoderShape shape_of(const std::array<int64_t, 7>& n) { return {n[0], n[1], n[2], n[3], n[4], n[5], n[6]}; }
 }  // namespace
 
 void bind_decoder(py::module_& m) {
-  py::class_<DecoderArguments>(m, "Decoder")
-      .def(py::init([](int itemsize, const std::string& cell, bool bahdanau, const std::array<int64_t, 7>& shape,
-                       const std::array<Address, 14>& in) {
-        return DecoderArguments{itemsize, cell == "lstm" ? kDecoderLstm : kDecoderGru, bahdanau, shape_of(shape), in};
-      }));
+  bind_decoder_arguments(m);
   m.def("decoder_forward", &decoder_forward);
   m.def("decoder_backward", &decoder_backward);
   m.def("decoder_generate", &decoder_generate);
-  m.def("decoder_record", [](const std::string& cell, const std::array<int64_t, 7>& shape, bool additive,
-                             bool bahdanau) { return record(cell, shape_of(shape), additive, bahdanau); });
 }

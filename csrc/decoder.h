@@ -10,6 +10,8 @@
 #include <stdint.h>
 
 namespace fastrnn {
+enum DecoderCell { kDecoderLstm, kDecoderGru, kNumDecoderCells };
+
 struct DecoderShape {  // B rows, T steps, Tk keys, H hidden units, M memory, A keys' width, F feed's width (0 = none)
   int64_t B, T, Tk, H, M, A, F;
 };

@@ -295,6 +295,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       "set_wait_limit", [](double seconds) { wait_limit_ns = uint64_t(seconds * 1e9); }, py::arg("seconds"),
       "How long a kernel waits for its other thread blocks; 0 makes every wait fail, for tests.");
   bind_attention(m);
+  bind_decoder(m);
 #if defined(FASTRNN_CUDA_EMULATED)
   bind_emulation(m);
 #endif

@@ -59,3 +59,4 @@ class OnDevice {
 }  // namespace fastrnn
 
 void bind_attention(pybind11::module_& m);
+void bind_decoder(pybind11::module_& m);

@@ -47,10 +47,11 @@ def cuda_host():
 @pytest.fixture
 def host(cuda_host, monkeypatch):
     """Layers and attention of CPU tensors go through the CUDA engine, by emulation."""
-    from fastrnn import _backends, _cuda_attention, _cuda_kernels, ops
+    from fastrnn import _backends, _cuda_attention, _cuda_decoder, _cuda_kernels, ops
 
     monkeypatch.setattr(_backends, "kernels_of", lambda x: _cuda_kernels)
     monkeypatch.setattr(_backends, "attention_of", lambda x: _cuda_attention)
+    monkeypatch.setattr(_backends, "decoder_of", lambda x: _cuda_decoder)
     monkeypatch.setattr(ops, "prepare", lambda *_: None)
     monkeypatch.setattr(_cuda_kernels, "module", lambda: cuda_host)
     monkeypatch.setattr(_cuda_kernels, "place_of", lambda x: (0, 0))
@@ -72,14 +73,18 @@ def host(cuda_host, monkeypatch):
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """Where the tensors of a test lie; the emulation takes those of the CPU."""
+    return _device(request)
+
+
+def _device(request):
     if request.param == "emulated":
         request.getfixturevalue("host")
         return "cpu"
     import torch
 
-    from fastrnn import _backends
+    from fastrnn import _devices
 
-    if not torch.cuda.is_available() or _backends.why_not("cuda"):
+    if not torch.cuda.is_available() or _devices.why_not("cuda"):
         pytest.skip("no CUDA device")
     return "cuda"
 
@@ -90,6 +95,18 @@ def isa(request):
     before = _core.isa()
     _core.set_isa(request.param)
     yield request.param
+    _core.set_isa(before)
+
+
+@pytest.fixture(params=[*_core.isas(), "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def engine(request):
+    """Runs the test on each instruction set, on the emulated CUDA engine and on a GPU; gives the tensors' device."""
+    if request.param not in _core.isas():
+        yield _device(request)
+        return
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield "cpu"
     _core.set_isa(before)
 
 

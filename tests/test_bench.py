@@ -261,3 +261,5 @@ def test_gpu_script_wants_a_gpu_and_lists_what_did_not_fit(monkeypatch, capsys):
     lines = gpu.gpu_attention.table([row, both], "the machine").splitlines()
     assert lines[-2].endswith("| forward | 4.0 |  |  | 2.0 |  |  | 30 | does not fit |")
     assert lines[-1].endswith("| forward | 4.0 | 6.0 | 1.50x | 2.0 | 5.0 | 2.50x | 30 | 60 |")
+    row = {"work": "greedy", "us": {"fastrnn": 400.0, "eager": 6000.0}}
+    assert gpu.gpu_decoder.table([row], "the machine").endswith("| greedy | 400 | 6000 | 15.00x |  |  |  |\n")

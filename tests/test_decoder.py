@@ -57,7 +57,7 @@ def variants():
                 n += 1
 
 
-def make(case: Case, dtype, seed: int = 0):
+def make(case: Case, dtype, device: str = "cpu", seed: int = 0):
     """x, memory, keys, states, feed and weights by name, and lengths; one row has nothing to attend to."""
     g = torch.Generator().manual_seed(seed)
     c, G = case, 4 if case.cell == "lstm" else 3
@@ -65,7 +65,7 @@ def make(case: Case, dtype, seed: int = 0):
     F = c.M if c.order == "bahdanau" else c.H if c.feeding else 0
 
     def normal(*shape, scale=1.0):
-        return (torch.randn(shape, generator=g, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+        return (torch.randn(shape, generator=g, dtype=torch.float64) * scale).to(device, dtype).requires_grad_()
 
     small = c.H**-0.5
     named = {
@@ -89,6 +89,7 @@ def make(case: Case, dtype, seed: int = 0):
     lengths = torch.randint(0, c.Tk + 1, (c.B,), generator=g) if c.lengths else None
     if lengths is not None:
         lengths[-1] = 0
+        lengths = lengths.to(device)
     return named, lengths
 
 
@@ -119,7 +120,7 @@ def oracle(case: Case, named, lengths):
 def results(function, case: Case, named, lengths, names=("outputs", "weights", "h", "c")):
     outs = function(case, named, lengths)
     g = torch.Generator().manual_seed(1)
-    ups = {n: torch.randn(t.shape, generator=g, dtype=torch.float64).to(t.dtype) for n, t in outs.items()}
+    ups = {n: torch.randn(t.shape, generator=g, dtype=torch.float64).to(t) for n, t in outs.items()}
     chosen = [n for n in outs if n in names]
     found = torch.autograd.grad([outs[n] for n in chosen], list(named.values()), [ups[n] for n in chosen])
     return outs | {f"d{name}": d for name, d in zip(named, found)}
@@ -127,8 +128,8 @@ def results(function, case: Case, named, lengths, names=("outputs", "weights", "
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("case", list(variants()), ids=str)
-def test_matches_the_loop(isa, case, dtype):
-    named, lengths = make(case, dtype)
+def test_matches_the_loop(engine, case, dtype):
+    named, lengths = make(case, dtype, engine)
     exact = {name: t.detach().double().requires_grad_() for name, t in named.items()}
     got, want = results(kernel, case, named, lengths), results(oracle, case, exact, lengths)
     cases.assert_close(got, want, TOLERANCE[dtype])
@@ -141,10 +142,10 @@ ORDERS = [SMALL, SMALL._replace(score="dot", cell="gru"), SMALL._replace(order="
 
 
 @pytest.mark.parametrize("case", ORDERS, ids=str)
-def test_queries_and_keys_beyond_the_exponentials(isa, case):
-    """Where |query| or |key| is above 10.75 the score takes another way."""
+def test_queries_and_keys_beyond_the_exponentials(engine, case):
+    """On CPUs the score takes another way where |query| or |key| is above 10.75."""
     for name, scale in (("keys", 30.0), ("query_weight", 60.0)):
-        named, lengths = make(case, torch.float32)
+        named, lengths = make(case, torch.float32, engine)
         if name not in named:
             continue
         with torch.no_grad():
@@ -155,9 +156,9 @@ def test_queries_and_keys_beyond_the_exponentials(isa, case):
 
 
 @pytest.mark.parametrize("case", ORDERS, ids=str)
-def test_first_and_second_derivatives(case):
+def test_first_and_second_derivatives(device, case):
     case = case._replace(T=2, Tk=2, H=3, M=2, A=2)
-    named, lengths = make(case, torch.float64)
+    named, lengths = make(case, torch.float64, device)
 
     def call(*tensors):
         return tuple(kernel(case, dict(zip(named, tensors)), lengths).values())
@@ -178,9 +179,9 @@ def test_torch_func(case):
 
 
 @pytest.mark.parametrize("name", ["outputs", "weights", "h", "c"])
-def test_each_result_alone_has_gradients(name):
+def test_each_result_alone_has_gradients(engine, name):
     case = Case(3, 4, 5, 3, 18, 7, 9, lengths=True)
-    named, lengths = make(case, torch.float64)
+    named, lengths = make(case, torch.float64, engine)
 
     def found(function):
         out = function(case, named, lengths)[name]
@@ -201,9 +202,9 @@ def test_threads_give_the_same_bits(isa, case):
         assert all(torch.equal(found[name], first[name]) for name in first), n
 
 
-def test_in_parts_is_the_same_as_at_once():
+def test_in_parts_is_the_same_as_at_once(engine):
     case = Case(3, 6, 5, 4, 17, 6, 8, lengths=True)
-    named, lengths = make(case, torch.float64)
+    named, lengths = make(case, torch.float64, engine)
     whole = kernel(case, named, lengths)
     state, feed, outputs = (named["h0"], named["c0"]), named["feed"], []
     for part in named["x"].split([1, 3, 2], 1):
@@ -215,10 +216,10 @@ def test_in_parts_is_the_same_as_at_once():
     cases.assert_close({"y": torch.cat(outputs, 1), "c": state[1]}, {"y": whole["outputs"], "c": whole["c"]}, 1e-14)
 
 
-def test_padding_may_hold_nan():
+def test_padding_may_hold_nan(engine):
     case = Case(2, 3, 4, 2, 5, 3, 4, lengths=True)
-    named, _ = make(case, torch.float32)
-    lengths = torch.tensor([4, 2])
+    named, _ = make(case, torch.float32, engine)
+    lengths = torch.tensor([4, 2], device=engine)
     want = results(kernel, case, named, lengths)
     with torch.no_grad():
         named["memory"][1, 2:] = named["keys"][1, 2:] = float("nan")
@@ -228,9 +229,9 @@ def test_padding_may_hold_nan():
 
 # torch warns about its own internals while it compiles.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_operator_and_compile():
+def test_operator_and_compile(engine):
     case = SMALL._replace(lengths=True)
-    named, lengths = make(case, torch.float32)
+    named, lengths = make(case, torch.float32, engine)
     state = (named["h0"], named["c0"])
     arguments = prepare(
         named["x"], named["memory"], weights_of(named), state, "lstm", "luong", named["keys"], lengths, named["feed"]
@@ -243,26 +244,26 @@ def test_operator_and_compile():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_types_go_through_float32(dtype):
+def test_narrow_types_go_through_float32(engine, dtype):
     case = SMALL
-    named, _ = make(case, dtype)
+    named, _ = make(case, dtype, engine)
     got = kernel(case, named, None)
     want = kernel(case, {name: t.float() for name, t in named.items()}, None)
     assert all(t.dtype is dtype and torch.equal(t, want[name].to(dtype)) for name, t in got.items())
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(engine, dtype):
         assert kernel(case, {name: t.float() for name, t in named.items()}, None)["outputs"].dtype is dtype
 
 
-def test_strided_arguments_and_empty_sizes():
+def test_strided_arguments_and_empty_sizes(engine):
     case = SMALL
-    named, _ = make(case, torch.float32)
+    named, _ = make(case, torch.float32, engine)
     want = kernel(case, named, None)
     other = {n: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim > 1 else t for n, t in named.items()}
     got = kernel(case, other, None)
     assert all(torch.allclose(got[name], want[name], atol=1e-6) for name in want)
     for sizes in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
         case = SMALL._replace(B=sizes[0], T=sizes[1], Tk=sizes[2])
-        named, _ = make(case, torch.float32)
+        named, _ = make(case, torch.float32, engine)
         found = results(kernel, case, named, None)
         assert found["outputs"].shape == (sizes[0], sizes[1], 5)
         assert all(t.isfinite().all() for t in found.values())

@@ -20,7 +20,7 @@ OPTIONS = [
 ]
 
 
-def make(options, dtype=torch.float64, V=37, B=4, Tk=6, seed=0):
+def make(options, dtype=torch.float64, V=37, B=4, Tk=6, seed=0, device="cpu"):
     """A decoder with weights large enough for its sequences to differ, a memory and lengths."""
     torch.manual_seed(seed)
     options = {"memory_size": 11, "vocabulary_size": V, "dtype": dtype} | options
@@ -32,6 +32,12 @@ def make(options, dtype=torch.float64, V=37, B=4, Tk=6, seed=0):
     lengths = torch.randint(1, Tk + 1, (B,))
     lengths[0] = 0
     state = [torch.randn(B, 19, dtype=dtype) for _ in range(2)]
+    decoder, memory, lengths, state = (
+        decoder.to(device),
+        memory.to(device),
+        lengths.to(device),
+        [s.to(device) for s in state],
+    )
     return decoder, memory, lengths, tuple(state) if decoder.cell == "lstm" else state[0]
 
 
@@ -63,7 +69,7 @@ class Loop:
 def greedy(loop, start, end, max_length, choose=None):
     """tokens, lengths, weights and log probabilities, by row as lists."""
     B = loop.memory.shape[0]
-    tokens, found = torch.full((B,), start), [([], [], []) for _ in range(B)]
+    tokens, found = torch.full((B,), start, device=loop.memory.device), [([], [], []) for _ in range(B)]
     for t in range(max_length):
         log_probs, shares = loop.step(tokens)
         tokens = log_probs.argmax(-1) if choose is None else choose(t, log_probs)
@@ -83,15 +89,15 @@ def assert_same(got, found, end):
         n = len(row)
         assert got.tokens[b].tolist() == row + [0 if end is None else end] * (got.tokens.shape[1] - n)
         torch.testing.assert_close(got.weights[b, :n], torch.stack(attended), atol=tolerance, rtol=0)
-        want = torch.tensor(probs, dtype=got.log_probs.dtype)
+        want = torch.tensor(probs, dtype=torch.float64).to(got.log_probs)
         torch.testing.assert_close(got.log_probs[b, :n], want, atol=tolerance * 10, rtol=tolerance)
         assert (got.weights[b, n:] == 0).all() and (got.log_probs[b, n:] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_greedy_is_the_loop_token_by_token(isa, options, dtype):
-    decoder, memory, lengths, state = make(options, dtype)
+def test_greedy_is_the_loop_token_by_token(engine, options, dtype):
+    decoder, memory, lengths, state = make(options, dtype, device=engine)
     # An end token that some rows produce and others do not.
     free = greedy(Loop(decoder, memory, lengths, state), 1, None, 9)
     end = free[1][0][3]
@@ -102,9 +108,9 @@ def test_greedy_is_the_loop_token_by_token(isa, options, dtype):
 
 
 @pytest.mark.parametrize(("V", "top_k", "temperature"), [(37, None, 1.0), (37, 5, 0.7), (130, 1, 2.0), (3, 9, 1.5)])
-def test_samples_follow_the_counter(isa, V, top_k, temperature):
-    decoder, memory, lengths, state = make({}, V=V)
-    uniform = _noise.bits(77, 0, 8, 4, 1)[..., 0].double() / 2**32
+def test_samples_follow_the_counter(engine, V, top_k, temperature):
+    decoder, memory, lengths, state = make({}, V=V, device=engine)
+    uniform = (_noise.bits(77, 0, 8, 4, 1)[..., 0].double() / 2**32).to(engine)
 
     def choose(t, log_probs):
         p = log_probs / temperature
@@ -143,8 +149,10 @@ def beams_of(decoder, memory, lengths, state, start, end, max_length, K, alpha, 
         loop = Loop(decoder, memory[[b]], lengths[[b]], own)
         alive, ended = [(0.0, [start], [])], []
         for _ in range(max_length):
-            rows = torch.zeros(len(alive), dtype=torch.long)
-            log_probs, shares = loop.step(torch.tensor([tokens[-1] for _, tokens, _ in alive]), rows)
+            rows = torch.zeros(len(alive), dtype=torch.long, device=memory.device)
+            log_probs, shares = loop.step(
+                torch.tensor([tokens[-1] for _, tokens, _ in alive], device=memory.device), rows
+            )
             every = sorted(
                 ((total + float(log_probs[j, v]), j, v) for j, (total, _, _) in enumerate(alive)
                  for v in range(log_probs.shape[1])), key=lambda c: (-c[0], c[1], c[2]),
@@ -161,7 +169,7 @@ def beams_of(decoder, memory, lengths, state, start, end, max_length, K, alpha, 
             alive = new
             if len(ended) >= K or not alive:
                 break
-            loop.select(torch.tensor(parents))
+            loop.select(torch.tensor(parents, device=memory.device))
         if len(ended) < K:
             ended += alive
         scored = []
@@ -178,8 +186,8 @@ def beams_of(decoder, memory, lengths, state, start, end, max_length, K, alpha, 
     [(OPTIONS[0], 5, 0.6, 0.2), (OPTIONS[1], 2, 1.0, 0.0), (OPTIONS[2], 3, 0.0, 0.5), (OPTIONS[3], 1, 0.0, 0.0)],
     ids=str,
 )
-def test_beam_search_is_the_loop(isa, options, K, alpha, beta):
-    decoder, memory, lengths, state = make(options, V=23)
+def test_beam_search_is_the_loop(engine, options, K, alpha, beta):
+    decoder, memory, lengths, state = make(options, V=23, device=engine)
     lengths[0] = 2
     found = decoder.beam_search(
         memory, state, start=1, end=3, max_length=7, lengths=lengths, beams=K, n_best=K, length_penalty=alpha,
@@ -197,19 +205,19 @@ def test_beam_search_is_the_loop(isa, options, K, alpha, beta):
             assert (found.weights[b, i, n:] == 0).all()
 
 
-def test_one_beam_is_greedy_and_small_vocabularies_work():
-    decoder, memory, lengths, state = make({}, V=23)
+def test_one_beam_is_greedy_and_small_vocabularies_work(engine):
+    decoder, memory, lengths, state = make({}, V=23, device=engine)
     options = {"start": 1, "end": 3, "max_length": 7, "lengths": lengths}
     likely = decoder.generate(memory, state, **options)
     one = decoder.beam_search(memory, state, **options, beams=1)
     assert torch.equal(one.tokens[:, 0], likely.tokens) and torch.equal(one.lengths[:, 0], likely.lengths)
     cold = decoder.generate(memory, state, **options, temperature=1e-50, seed=1)
     assert torch.equal(cold.tokens, likely.tokens)
-    decoder, memory, lengths, state = make({}, V=2)
+    decoder, memory, lengths, state = make({}, V=2, device=engine)
     found = decoder.beam_search(memory, state, start=0, end=1, max_length=3, lengths=lengths, beams=4, n_best=4)
     possible = {(1, 1, 1), (0, 1, 1), (0, 0, 1), (0, 0, 0)}
     assert all({tuple(s.tolist()) for s in found.tokens[b]} == possible for b in range(4))
-    assert torch.allclose(found.log_probs.exp().sum(1), torch.ones(4, dtype=torch.float64))
+    assert torch.allclose(found.log_probs.exp().sum(1), torch.ones(4, dtype=torch.float64, device=engine))
 
 
 @pytest.mark.parametrize("V", [37, 1000])
@@ -226,9 +234,9 @@ def test_threads_give_the_same_bits(isa, V):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_module_decodes_given_sequences(options):
-    decoder, memory, lengths, state = make(options)
-    tokens = torch.randint(0, 37, (4, 5))
+def test_module_decodes_given_sequences(engine, options):
+    decoder, memory, lengths, state = make(options, device=engine)
+    tokens = torch.randint(0, 37, (4, 5), device=engine)
     output, weights, last = decoder(tokens, memory, state, lengths=lengths)
     arguments = prepare(
         decoder.embedding(tokens), memory, decoder.weights(), state, decoder.cell, decoder.order,
@@ -274,11 +282,11 @@ def test_module_compiles_and_narrow_types_generate():
     assert got.weights.dtype is torch.bfloat16 and got.tokens.shape[0] == 4
 
 
-def test_no_rows_and_one_step():
-    decoder, memory, _, _ = make({})
+def test_no_rows_and_one_step(engine):
+    decoder, memory, _, _ = make({}, device=engine)
     assert decoder.generate(memory[:0], start=1, end=2, max_length=3).tokens.shape == (0, 0)
     assert decoder.beam_search(memory[:0], start=1, end=2, max_length=3).tokens.shape[:2] == (0, 1)
-    starts = torch.tensor([1, 2, 3, 4])
+    starts = torch.tensor([1, 2, 3, 4], device=engine)
     got = decoder.generate(memory, start=starts, end=None, max_length=1)
     want = torch.cat([decoder.generate(memory[[b]], start=b + 1, end=None, max_length=1).tokens for b in range(4)])
     assert torch.equal(got.tokens, want)

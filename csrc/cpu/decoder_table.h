@@ -4,8 +4,6 @@
 #include "team.h"
 
 namespace fastrnn {
-enum DecoderCell { kDecoderLstm, kDecoderGru, kNumDecoderCells };
-
 template <class T>
 struct DecoderKernels {  // scratch: as many bytes as the function of that name says, 64-byte aligned
   int64_t (*forward_scratch)(const DecoderForward<T>&, int threads);

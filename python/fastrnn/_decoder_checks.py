@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks
-from ._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory
+from . import _checks, _devices
+from ._tensor_checks import as_lengths, autocast_dtype, check_floats, check_lengths_within, check_like, check_memory
 
 FUNCTION = "attention_decoder"
 GATES = {"lstm": 4, "gru": 3}
@@ -60,9 +60,7 @@ def check_user(x: object, memory: object, weights: object, cell: object, order: 
         check_tensor("output_weight", weights.output_weight, x)
         check_memory(FUNCTION, "output_weight", weights.output_weight)
         _checks.check_shape(FUNCTION, "output_weight", weights.output_weight.shape, "(H, M + H)", (H, M + H))
-    if torch.is_autocast_enabled("cpu") and x.dtype is torch.float32:
-        return torch.get_autocast_dtype("cpu")
-    return x.dtype
+    return (autocast_dtype(x) if x.dtype is torch.float32 else None) or x.dtype
 
 
 def check_tensor(name: str, t: object, x: object) -> None:
@@ -71,8 +69,8 @@ def check_tensor(name: str, t: object, x: object) -> None:
         check_floats(FUNCTION, name, t)
     elif isinstance(x, Tensor):
         check_like(FUNCTION, name, t, x)
-    if t.device.type not in ("cpu", "meta"):
-        raise _checks.device_error(FUNCTION, name, t.device, "cpu: the decoder has no CUDA kernel yet")
+    if reason := _devices.why_not(t.device.type):
+        raise _checks.device_error(FUNCTION, name, t.device, f"a device with kernels: {reason}")
 
 
 def sizes_of(gates, memory, keys, w_hh, w_feed) -> tuple[int, ...]:

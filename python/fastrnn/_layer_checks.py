@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backends, _checks
+from . import _backends, _checks, _devices
 from ._backprop import Backprop
 from ._cells import CELLS, NORMALISED, WITH_CANDIDATE
 from ._tensor_checks import check_dense, check_device, check_floats, check_like
@@ -18,7 +18,7 @@ HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights pe
 def check_input(function: str, x: object, symbols: str, hint: str = "", name: str = "x") -> None:
     """Raises unless x is a dense floating-point tensor, of the named rank, on a device that has kernels."""
     check_floats(function, name, x, "; convert it with .to()")
-    if reason := _backends.why_not(x.device.type):
+    if reason := _devices.why_not(x.device.type):
         raise _checks.DeviceError(
             f"{function}: {name} is on {x.device}, expected a device with kernels: {reason}; "
             "move the module and its input to cpu, or turn it back with fastrnn.to_torch"

@@ -43,6 +43,12 @@ def check_like(function: str, name: str, t: object, other: Tensor, other_name: s
     check_device(function, name, t, other, other_name)
 
 
+def autocast_dtype(t: Tensor) -> torch.dtype | None:
+    """What autocast makes of float32 on the device of t; None where it is off, or unknown."""
+    kind = t.device.type
+    return torch.get_autocast_dtype(kind) if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
+
+
 def check_integers(function: str, name: str, t: Tensor) -> None:
     """Raises unless t has an integer dtype, which bool is not."""
     if t.dtype not in _INTEGERS:

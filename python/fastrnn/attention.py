@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backends, _checks
+from . import _backends, _checks, _devices
 from ._attention_checks import check_scale, check_shapes
 from ._attention_kernels import WITH_V
 from ._attention_masks import as_mask, expanded
@@ -186,7 +186,7 @@ def _check_tensors(function: str, named: dict[str, object]) -> None:
 def _check_tensor(function: str, name: str, t: object, query: Tensor) -> None:
     check_floats(function, name, t)
     check_like(function, name, t, query, "query")
-    if reason := _backends.why_not(t.device.type):
+    if reason := _devices.why_not(t.device.type):
         raise _checks.device_error(function, name, t.device, f"a device with kernels: {reason}")
     if t.dtype in NARROW_DTYPES:  # converted by torch
         check_memory(function, name, t)

@@ -1,4 +1,4 @@
-"""The attention decoder as one differentiable operation: `attention_decoder`, over the kernels of `_core`.
+"""The attention decoder as one differentiable operation: `attention_decoder`, on CPUs and CUDA devices.
 
 What can leave the loop over time does: the input part of the gates is one product for all steps, the keys are projected
 by the caller once, and the gradients of all weights are products over all steps. A registered operator serves eager
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _checks, _core, reference
-from ._decoder_checks import FUNCTION, check_operator, check_tensor, check_user, checked_lengths, sizes_of, split_state
-from ._memory import address_of, dense
+from . import _backends, reference
+from ._decoder_checks import FUNCTION, check_operator, check_user, split_state
+from ._decoder_kernels import new_gradients, new_outputs
 from ._tensor_checks import as_lengths
 from ._transforms import transformable
-from .threads import current as current_threads
 
 __all__ = ["DecoderWeights", "attention_decoder"]
 
@@ -29,10 +28,6 @@ _ARGS = (
     "Tensor? feed0, Tensor w_hh, Tensor? b_hh, Tensor? w_feed, Tensor? w_query, Tensor? v, Tensor? w_context, "
     "Tensor? w_hidden"
 )
-_NAMES = (
-    "x", "memory", "keys", "lengths", "h0", "c0", "feed", "weight_hh", "bias_hh", "weight_ih", "query_weight", "v",
-    "output_weight", "output_weight",
-)  # fmt: skip
 _DIFFERENTIABLE = 13  # every tensor of _ARGS but lengths
 _lib = torch.library.Library("fastrnn", "FRAGMENT")
 _tags = (torch.Tag.pt2_compliant_tag,)
@@ -108,7 +103,7 @@ def attention_decoder(
             return t if t is None or not isinstance(t, Tensor) else t.to(dtype).float()
 
         states = None if state is None else wide(state) if isinstance(state, Tensor) else tuple(map(wide, state))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             outputs, shares, last = attention_decoder(
                 wide(x), wide(memory), DecoderWeights(*map(wide, weights)), states, cell=cell, order=order,
                 keys=wide(keys), lengths=lengths, feed=wide(feed),
@@ -156,74 +151,19 @@ def prepare(x, memory, weights, state, cell, order, keys, lengths, feed) -> tupl
 # Operators
 
 
-def core_call(arguments, steps: int | None = None) -> tuple:
-    """The call as _core takes it, the tensors whose memory it reads, and the sizes; T is `steps` if given."""
-    cell, bahdanau, *tensors = arguments
-    check_operator(cell, bahdanau, *tensors)
-    gates, memory, keys, lengths, _, c0, feed0, w_hh, _, w_feed, *_ = tensors
-    if gates.dtype not in (torch.float32, torch.float64):
-        raise _checks.dtype_error(FUNCTION, "x", gates.dtype, "torch.float32 or torch.float64")
-    sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
-    if steps is not None:
-        sizes = (sizes[0], steps, *sizes[2:])
-    tensors[3] = checked_lengths(lengths, sizes[2])
-    tensors = [dense(FUNCTION, name, t) for name, t in zip(_NAMES, tensors)]
-    return _core.Decoder(gates.element_size(), cell, bahdanau, sizes, [*map(address_of, tensors)]), tensors, sizes
-
-
 def _forward(cell, bahdanau, *rest):
-    *tensors, training = rest
-    call, _owners, sizes = core_call((cell, bahdanau, *tensors))
-    outputs, weights, h, c, reserve = _forward_fake(cell, bahdanau, *tensors, training)
-    if any(n % 32 for n in sizes[3:6]):
-        reserve.zero_()  # its padding is not written, and the operator's result has to be the same each time
-    if sizes[0]:
-        _core.decoder_forward(call, *map(address_of, (outputs, weights, h, c, reserve)), current_threads())
-    return outputs, weights, h, c, reserve
-
-
-def _forward_fake(cell, bahdanau, *rest):
-    gates, memory, keys, _, _, c0, _, w_hh, _, w_feed, _, v, _, _, training = rest
-    B, T, Tk, H, *_ = sizes = sizes_of(gates, memory, keys, w_hh, w_feed)
-    record = _core.decoder_record(cell, [int(n) for n in (0, 0, 0, *sizes[3:])], v is not None, bahdanau)
-    reserve = gates.new_empty((B, T, record) if training else (0,))
-    c = gates.new_empty((B, H) if cell == "lstm" else (0,))
-    return gates.new_empty(B, T, H), gates.new_empty(B, T, Tk), gates.new_empty(B, H), c, reserve
+    return _backends.decoder_of(rest[0]).forward(cell, bahdanau, *rest)
 
 
 def _backward(cell, bahdanau, *rest):
-    tensors, (weights, reserve, *given) = rest[:14], rest[14:]
-    call, _owners, sizes = core_call((cell, bahdanau, *tensors))
-    B, T, Tk, H, *_ = sizes
-    record = _core.decoder_record(cell, sizes, tensors[11] is not None, bahdanau)
-    shapes = [(B, T, Tk), (B, T, record), (B, T, H), (B, T, Tk), (B, H), (B, H)]
-    names = ("weights", "reserve", "doutputs", "dweights", "dh", "dc")
-    for name, t, shape in zip(names, (weights, reserve, *given), shapes):
-        if t is not None:
-            check_tensor(name, t, tensors[0])
-            _checks.check_shape(FUNCTION, name, t.shape, "the shape that goes with forward", shape)
-    given = [dense(FUNCTION, name, t) for name, t in zip(names, (weights, reserve, *given))]
-    found = _backward_fake(cell, bahdanau, *rest)
-    if B:
-        _core.decoder_backward(call, [*map(address_of, given)], [*map(address_of, found)], current_threads())
-    else:
-        for t in found:
-            t.zero_()
-    return found
+    return _backends.decoder_of(rest[0]).backward(cell, bahdanau, *rest)
 
 
-def _backward_fake(cell, bahdanau, *rest):
-    tensors = (*rest[:3], *rest[4:14])
-    gates = rest[0]
-    return tuple(
-        gates.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors
-    )
-
-
-_lib.impl("attention_decoder", _forward, "CPU")
-_lib.impl("attention_decoder_backward", _backward, "CPU")
-torch.library.register_fake("fastrnn::attention_decoder", _forward_fake, lib=_lib)
-torch.library.register_fake("fastrnn::attention_decoder_backward", _backward_fake, lib=_lib)
+for _device in ("CPU", "CUDA"):
+    _lib.impl("attention_decoder", _forward, _device)
+    _lib.impl("attention_decoder_backward", _backward, _device)
+torch.library.register_fake("fastrnn::attention_decoder", new_outputs, lib=_lib)
+torch.library.register_fake("fastrnn::attention_decoder_backward", new_gradients, lib=_lib)
 
 
 def _save_forward(ctx, inputs, output):

@@ -1,6 +1,6 @@
 """Sequences from an attention decoder without a word from outside: `generate` (greedy or sampled) and `beam_search`.
 
-Each is one call of `_core`: embedding, step, vocabulary product and choice for every step, until each row has ended.
+Each is one call of the backend: embedding, step, vocabulary product and choice for every step, until each row has ended.
 Nothing here has gradients.
 """
 
@@ -14,11 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks, _core
+from . import _backends, _checks
 from ._decoder_checks import check_user
 from ._tensor_checks import as_lengths, check_integers
-from .decoder import DecoderWeights, core_call, prepare
-from .threads import current as current_threads
+from .decoder import DecoderWeights, prepare
 
 __all__ = ["BeamSearch", "Generated", "beam_search", "generate"]
 
@@ -46,7 +45,7 @@ class BeamSearch(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What a call of _core leaves, by row = batch * beams + beam."""
+    """What a call of the backend leaves, by row = batch * beams + beam."""
 
     tokens: Tensor
     parents: Tensor
@@ -275,7 +274,7 @@ def _check_vocabulary(function: str, embedding: object, vocabulary: object, weig
 def _run(
     function, memory, weights, embedding, vocabulary, state, start, end, max_length, beams, search, sampling, options
 ):
-    """Checks, runs, and returns what _core found and the number of steps taken."""
+    """Checks, runs, and returns what the backend found and the number of steps taken."""
     cell, order, keys, lengths, feed = options
     for name, t in (("memory", memory), ("embedding", embedding), ("weight_ih", getattr(weights, "weight_ih", None))):
         if not isinstance(t, Tensor):
@@ -298,13 +297,12 @@ def _run(
     memory, keys, feed, embedding = wide(memory), wide(keys), wide(feed), wide(embedding)
     nothing = memory.new_empty(B, 0, E)
     check_user(nothing, memory, weights, cell, order, DecoderWeights._fields)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(memory.device.type, enabled=False):
         arguments = prepare(nothing, memory, weights, states, cell, order, keys, lengths, feed)
-    call, owners, _ = core_call(arguments, max_length)
     w_input = weights.weight_ih[:, :E].contiguous()
     given = [embedding, w_input, weights.bias_ih, *map(wide, vocabulary)]
     given = [None if t is None else t.contiguous() for t in given] + [first]
-    rows, integers = B * beams, {"dtype": torch.int64}
+    rows, integers = B * beams, {"dtype": torch.int64, "device": memory.device}
     found = _Run(
         first.new_full((rows, max_length), 0 if end is None else end),
         first.new_zeros((rows, max_length) if search else (0, 0)),
@@ -318,9 +316,6 @@ def _run(
     )
     temperature, top_k, seed = sampling
     if B:
-        _core.decoder_generate(
-            call, (E, V, beams, -1 if end is None else end, min(top_k, V)), temperature, seed,
-            [0 if t is None else t.data_ptr() for t in given], [t.data_ptr() for t in found], current_threads(),
-        )  # fmt: skip
-    del owners
+        sizes = (E, V, beams, -1 if end is None else end, min(top_k, V))
+        _backends.decoder_of(memory).generate(arguments, max_length, sizes, (temperature, seed), given, found)
     return found, int(found.steps.max()) if B else 0

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, Parameter
 
 from .. import _checks
-from .._tensor_checks import check_dense, check_device, check_floats, check_integers, check_like, check_memory
+from .._tensor_checks import (
+    autocast_dtype,
+    check_dense,
+    check_device,
+    check_floats,
+    check_integers,
+    check_like,
+    check_memory,
+)
 from ..decoder import DecoderWeights, attention_decoder
 from ..generation import BeamSearch, Generated, beam_search, generate
 
@@ -272,7 +280,7 @@ class AttentionDecoder(Module):
     def _check_memory(self, memory: object) -> None:
         check_floats("AttentionDecoder", "memory", memory)
         check_memory("AttentionDecoder", "memory", memory)
-        if not torch.is_autocast_enabled("cpu"):
+        if autocast_dtype(memory) is None:
             check_like("AttentionDecoder", "memory", memory, self.weight_ih, "the parameters")
         _checks.check_rank("AttentionDecoder", "memory", memory.shape, "(B, Tk, memory_size)")
         expected = (*memory.shape[:2], self.memory_size)
