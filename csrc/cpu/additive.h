@@ -107,7 +107,7 @@ class AdditiveScore {
   }
 
   // Scores of queries [q0, q1) of batch b into rows of into (row stride Tk), for all real keys.
-  void scores(int64_t b, int64_t q0, int64_t q1, int64_t keys, T* into) {
+  void scores(int64_t b, int64_t q0, int64_t q1, int64_t keys, T* into, Ahead& ahead) {
     const T *query = p_.query + b * s_.Tq * s_.D, *key = p_.key + b * s_.Tk * s_.D;
     const T highest_v = magnitude(p_.v, s_.D), total_v = fold_v(highest_v);
     // Decided for the batch as a whole, so that results do not depend on how queries are divided. log of u P R:
@@ -123,7 +123,7 @@ class AdditiveScore {
       fill_row(key + k * s_.D, exact, nullptr, R_ + k * Dp_);
     }
     const auto run = [&](const auto& term, T offset, T factor) {
-      inner_products(Dp_, q1 - q0, queries_, keys, keys_, term, offset, factor, into, s_.Tk);
+      inner_products(Dp_, q1 - q0, queries_, keys, keys_, term, offset, factor, into, s_.Tk, ahead);
     };
     if (exact)
       run(AdditiveExactTerm<T>{u_}, T(0), T(1));
@@ -134,7 +134,7 @@ class AdditiveScore {
   }
 
   // Gradients of batch b from those of the scores, rows of dscore (row stride ld; kTile - 1 rows of zeros follow).
-  void gradients(int64_t b, int64_t keys, const T* dscore, int64_t ld, T* dquery, T* dkey, T* dv) {
+  void gradients(int64_t b, int64_t keys, const T* dscore, int64_t ld, T* dquery, T* dkey, T* dv, Ahead&) {
     const T *query = p_.query + b * s_.Tq * s_.D, *key = p_.key + b * s_.Tk * s_.D;
     const T exponent = T(2) * (magnitude(query, s_.Tq * s_.D) + magnitude(key, keys * s_.D));
     for (int64_t q = 0; q < round_up(s_.Tq, kTile); ++q) totals_[q] = sum_of(dscore + q * ld, keys);

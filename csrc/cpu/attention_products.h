@@ -5,8 +5,10 @@
 //   panel:  out[m, n] = sum over k of a[m][k] w[k][n]                             w packed panel by panel (matmul.h)
 //
 // Both sum every element in one order whatever the tile, so results do not depend on how rows are divided, provided
-// that a range of rows starts at a multiple of kTile.
+// that a range of rows starts at a multiple of kTile. Between tiles both ask for what comes next, a line for every 32
+// multiply-adds of vectors: at twice that rate products wait for the requests.
 #include "../attention.h"
+#include "ahead.h"
 #include "layout.h"
 
 namespace fastrnn {
@@ -73,7 +75,7 @@ void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& ter
 // out[m, k] (row stride ld) for m in [0, M), k in [0, N).
 template <class T, class Term>
 void inner_products(int64_t n, int64_t M, const T* const* a, int64_t N, const T* const* b, const Term& term, T offset,
-                    T factor, T* out, int64_t ld) {
+                    T factor, T* out, int64_t ld, Ahead& ahead) {
   for (int64_t k = 0; k < N; k += kTile)
     for (int64_t m = 0; m < M; m += kTile) {
       const T *ai[kTile], *bj[kTile];
@@ -81,6 +83,7 @@ void inner_products(int64_t n, int64_t M, const T* const* a, int64_t N, const T*
         ai[i] = a[m + i < M ? m + i : M - 1];
         bj[i] = b[k + i < N ? k + i : N - 1];
       }
+      ahead.fetch(n / Vec<T>::kWidth / 2);
       alignas(64) T sums[kTile * kTile];
       M - m == 1 ? inner_tile<1>(n, ai, bj, term, sums) : inner_tile<kTile>(n, ai, bj, term, sums);
       for (int i = 0; i < kTile && m + i < M; ++i)
@@ -154,7 +157,7 @@ inline int64_t panel_size(int64_t K) {
 }
 template <int NV, class T>
 void panel_columns(int64_t K, int64_t M, const T* const* a, const T* w, int64_t ldw, int64_t n, T* panel, T* out,
-                   int64_t ld) {
+                   int64_t ld, Ahead& ahead) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   for (int64_t k = 0; k < K; ++k)
@@ -164,6 +167,7 @@ void panel_columns(int64_t K, int64_t M, const T* const* a, const T* w, int64_t 
       x.store(panel + (k * NV + j) * W);
     }
   matmul_rows<T, NV>(K, M, a, panel, nullptr, 0, 1, false, [&](int64_t, int64_t r0, int mr, const T* sums) {
+    ahead.fetch(K * mr * NV / 32);
     for (int r = 0; r < mr; ++r)
       for (int j = 0; j < NV; ++j)
         store_lanes(V::load(sums + (r * NV + j) * W), out + (r0 + r) * ld + j * W, n - j * W);
@@ -172,7 +176,7 @@ void panel_columns(int64_t K, int64_t M, const T* const* a, const T* w, int64_t 
 // out [M, N] (row stride ld); w [K, N], K at least 1, row stride ldw.
 template <class T>
 void panel_product(int64_t K, int64_t M, const T* const* a, const T* w, int64_t ldw, int64_t N, T* panel, T* out,
-                   int64_t ld) {
+                   int64_t ld, Ahead& ahead) {
   constexpr int W = Vec<T>::kWidth;
   if (M < kTile) {  // packing would cost more than the product
     for (int64_t m = 0; m < M; ++m)
@@ -189,11 +193,11 @@ void panel_product(int64_t K, int64_t M, const T* const* a, const T* w, int64_t 
   for (int64_t n = 0; n < N;) {
     if (N - n > (kMaxTileVecs - 1) * W) {
       const int64_t columns = N - n < kMaxTileVecs * W ? N - n : kMaxTileVecs * W;
-      panel_columns<kMaxTileVecs>(K, M, a, w + n, ldw, columns, panel, out + n, ld);
+      panel_columns<kMaxTileVecs>(K, M, a, w + n, ldw, columns, panel, out + n, ld, ahead);
       n += columns;
     } else {
       const int64_t columns = N - n < W ? N - n : W;
-      panel_columns<1>(K, M, a, w + n, ldw, columns, panel, out + n, ld);
+      panel_columns<1>(K, M, a, w + n, ldw, columns, panel, out + n, ld, ahead);
       n += columns;
     }
   }

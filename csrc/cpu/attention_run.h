@@ -29,11 +29,23 @@ class Attention {
     values_.take(arena, s_.Tk);
   }
 
+  // What forward() or backward() will read and write of queries [q0, q1) of batch b, to be fetched meanwhile.
+  void expect(const AttentionForward<T>& p, int64_t b, int64_t q0, int64_t q1) {
+    ahead_.clear();
+    expect_inputs(b, q0, q1);
+    if (p.value) ahead_.add(p.context + (b * s_.Tq + q0) * s_.Dv, (q1 - q0) * s_.Dv * sizeof(T));
+  }
+  void expect(const AttentionBackward<T>& p, int64_t b) {
+    ahead_.clear();
+    if (p.value) ahead_.add(p.dcontext + b * s_.Tq * s_.Dv, s_.Tq * s_.Dv * sizeof(T));
+    expect_inputs(b, 0, s_.Tq);
+  }
+
   // Queries [q0, q1) of batch b.
   void forward(const AttentionForward<T>& p, int64_t b, int64_t q0, int64_t q1) {
     const int64_t keys = length_of(p.lengths, s_.Tk, b);
     T* weights = p.weights + (b * s_.Tq + q0) * s_.Tk;
-    if (keys) score_.scores(b, q0, q1, keys, weights);
+    if (keys) score_.scores(b, q0, q1, keys, weights, ahead_);
     if (!p.value) return;
     for (int64_t q = q0; q < q1; ++q) {
       rows_[q - q0] = weights + (q - q0) * s_.Tk;
@@ -41,7 +53,7 @@ class Attention {
     }
     T* context = p.context + (b * s_.Tq + q0) * s_.Dv;
     if (!keys) return fill_zero(context, (q1 - q0) * s_.Dv);
-    panel_product(keys, q1 - q0, rows_, p.value + b * s_.Tk * s_.Dv, s_.Dv, s_.Dv, panel_, context, s_.Dv);
+    panel_product(keys, q1 - q0, rows_, p.value + b * s_.Tk * s_.Dv, s_.Dv, s_.Dv, panel_, context, s_.Dv, ahead_);
   }
 
   // All gradients of batch b; that of v goes to dv [D].
@@ -61,16 +73,23 @@ class Attention {
     else
       for (int64_t q = 0; q < s_.Tq; ++q)
         copy_or_zero(p.dweights + (b * s_.Tq + q) * s_.Tk, s_.Tk, dscore_ + q * Kp_, Kp_);
-    score_.gradients(b, keys, dscore_, Kp_, dquery, dkey, dv);
+    score_.gradients(b, keys, dscore_, Kp_, dquery, dkey, dv, ahead_);
   }
 
  private:
+  void expect_inputs(int64_t b, int64_t q0, int64_t q1) {
+    const int64_t keys = length_of(p_.lengths, s_.Tk, b);
+    if (p_.value) ahead_.add(p_.value + b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
+    ahead_.add(p_.query + (b * s_.Tq + q0) * s_.D, (q1 - q0) * s_.D * sizeof(T));
+    ahead_.add(p_.key + b * s_.Tk * s_.D, keys * s_.D * sizeof(T));
+  }
+
   // dscore_, dvalue and dbias.
   void value_gradients(const AttentionBackward<T>& p, int64_t b, int64_t keys) {
     const T *weights = p.weights + b * s_.Tq * s_.Tk, *value = p.value + b * s_.Tk * s_.Dv;
     const T* dcontext = p.dcontext + b * s_.Tq * s_.Dv;
     inner_products(values_.padded(), s_.Tq, dcontext_.of(dcontext, s_.Tq), keys, values_.of(value, keys),
-                   ProductTerm<T>(), T(0), T(1), dscore_, Kp_);
+                   ProductTerm<T>(), T(0), T(1), dscore_, Kp_, ahead_);
     for (int64_t q = 0; q < s_.Tq; ++q) {
       const int64_t row = b * s_.Tq + q;
       T* dbias = p.dbias ? p.dbias + row * s_.Tk : nullptr;
@@ -80,7 +99,7 @@ class Attention {
     }
     transpose_matrix(weights, s_.Tk, s_.Tq, keys, weights_t_, s_.Tq);
     for (int64_t k = 0; k < keys; ++k) rows_[k] = weights_t_ + k * s_.Tq;
-    panel_product(s_.Tq, keys, rows_, dcontext, s_.Dv, s_.Dv, panel_, p.dvalue + b * s_.Tk * s_.Dv, s_.Dv);
+    panel_product(s_.Tq, keys, rows_, dcontext, s_.Dv, s_.Dv, panel_, p.dvalue + b * s_.Tk * s_.Dv, s_.Dv, ahead_);
   }
 
   const AttentionInput<T>& p_;
@@ -88,6 +107,7 @@ class Attention {
   const int64_t Kp_;
   Score score_;
   PaddedRows<T> dcontext_, values_;
+  Ahead ahead_;
   T *panel_, *dscore_, *weights_t_;
   const T** rows_;
 };
@@ -114,12 +134,15 @@ void attention_forward(const AttentionForward<T>& p, char* scratch, const Team& 
   run.take(own, false);
   own = {scratch + team.rank * own.used};
   run.take(own, false);
-  const int64_t parts = query_parts(p.shape, team.size);
-  for (int64_t i = team.rank; i < p.shape.B * parts && !team.poll_stop(); i += team.size) {
-    const int64_t b = i / parts, part = i % parts;
-    const int64_t step = round_up(ceil_div(p.shape.Tq, parts), kTile), q0 = part * step;
-    const int64_t q1 = q0 + step < p.shape.Tq ? q0 + step : p.shape.Tq;
-    if (q0 < q1) run.forward(p, b, q0, q1);
+  const int64_t Tq = p.shape.Tq, parts = query_parts(p.shape, team.size), items = p.shape.B * parts;
+  const int64_t step = round_up(ceil_div(Tq, parts), kTile);
+  const auto of = [&](int64_t i, const auto& use) {  // use(batch, first query, last)
+    const int64_t q0 = i % parts * step, q1 = q0 + step < Tq ? q0 + step : Tq;
+    if (i < items && q0 < q1) use(i / parts, q0, q1);
+  };
+  for (int64_t i = team.rank; i < items && !team.poll_stop(); i += team.size) {
+    of(i + team.size, [&](int64_t b, int64_t q0, int64_t q1) { run.expect(p, b, q0, q1); });
+    of(i, [&](int64_t b, int64_t q0, int64_t q1) { run.forward(p, b, q0, q1); });
   }
 }
 
@@ -132,7 +155,10 @@ void attention_backward(const AttentionBackward<T>& p, char* scratch, const Team
   own = {scratch + team.rank * own_bytes};
   run.take(own, true);
   T* dv = reinterpret_cast<T*>(scratch + team.size * own_bytes);  // [B, D], then their sum
-  for (int64_t b = team.rank; b < p.shape.B && !team.poll_stop(); b += team.size) run.backward(p, b, dv + b * D);
+  for (int64_t b = team.rank; b < p.shape.B && !team.poll_stop(); b += team.size) {
+    if (b + team.size < p.shape.B) run.expect(p, b + team.size);
+    run.backward(p, b, dv + b * D);
+  }
   team.sync();
   if (team.stopped()) return;
   for (int64_t d = team.rank; d < D; d += team.size) {
