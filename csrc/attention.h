@@ -8,8 +8,9 @@
 
 namespace fastrnn {
 // The list of score functions: one word here instantiates a score in every ISA and binding.
-#define FASTRNN_FOR_EACH_SCORE(X) \
-  X(additive, AdditiveScore)      \
+#define FASTRNN_FOR_EACH_SCORE(X)     \
+  X(additive, AdditiveScore)          \
+  X(additive_relu, AdditiveReluScore) \
   X(dot, DotScore)
 
 enum ScoreId {
@@ -32,7 +33,7 @@ struct AttentionInput {
   AttentionShape shape;
   const T *query, *key;    // [B, Tq, D], [B, Tk, D]
   const T* value;          // [B, Tk, Dv]; null = raw scores are wanted: no softmax, no context
-  const T* v;              // [D], additive score alone
+  const T* v;              // [D], additive scores alone
   const int64_t* lengths;  // [B] keys that are real, in [0, Tk]; null = all
   const uint8_t* mask;     // [B, Tq, Tk], 0 = not to be attended; null = none
   PairStrides mask_strides;

@@ -1,7 +1,9 @@
 #pragma once
-// The range in which the additive score of Bahdanau et al. (2015, arXiv 1409.0473) needs no tanh for every pair of
-// query and key, which its two kernels share; csrc/cpu/additive.h has the formulas:
+// What the two kernels of the additive score of Bahdanau et al. (2015, arXiv 1409.0473) share: r of a query and a key
+// (csrc/additive_activations.h), and the range in which tanh needs no exponential for every pair of them;
+// csrc/cpu/additive.h has the formulas:
 //   tanh(a + b) = 1 - 2 r,   r = 1 / (1 + P R),   P = e^(2a), R = e^(2b)
+#include "../csrc/additive_activations.h"
 #include "softmax.cuh"
 
 namespace fastrnn {
@@ -28,11 +30,19 @@ __device__ inline A magnitude(A x) {
   return size < A(INFINITY) ? size : A(INFINITY);
 }
 
-// r from a and b themselves, of any size.
+// r of tanh from a and b themselves, of any size.
 template <class A>
 __device__ inline A exact_ratio(A a, A b) {
   const A sum = a + b;
   return device::reciprocal(1 + exp(sum + sum));  // infinity gives zero
+}
+// r of any activation.
+template <class Activation, class A>
+__device__ inline A ratio_of(A a, A b) {
+  if constexpr (Activation::kExponentials)
+    return exact_ratio(a, b);
+  else
+    return Activation::apply(a + b);
 }
 
 // 16 bytes of shared memory.

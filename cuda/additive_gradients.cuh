@@ -1,8 +1,7 @@
 #pragma once
-// Gradients of query, key and v of additive attention (additive.cuh), with g the gradient of the scores and w = r -
-// r^2, so that 1 - tanh^2 = 4 w:
-//   dquery[q, d] = 4 v[d] sum over k of g w     dkey[k, d] = 4 v[d] sum over q of g w     dv[d] = sum over q, k of g -
-//   2 g r
+// Gradients of query, key and v of additive attention (additive.cuh), with g the gradient of the scores, f' = kSlope w:
+//   dquery[q, d] = kSlope v[d] sum over k of g w     dkey[k, d] = kSlope v[d] sum over q of g w
+//   dv[d] = sum over q, k of g f, f = kOffset + kFactor r; of tanh g - 2 g r
 // A block has all queries and keys of one row of the batch and 32 columns, one for each lane, so that the sums need
 // neither atomics nor other blocks. Each warp keeps 8 keys in registers and walks over the queries; the warps' parts of
 // dquery meet in shared memory. r is computed once for each query, key and column, and nothing of that size is stored.
@@ -11,7 +10,7 @@
 namespace fastrnn {
 constexpr int kGradientWarps = 8, kGradientThreads = 32 * kGradientWarps;
 
-template <class E>
+template <class Activation, class E>
 class AdditiveGradients {
   using A = Wide<E>;
   using V = Vector<A>;
@@ -34,10 +33,15 @@ class AdditiveGradients {
     d_ = blockIdx.x % parts(D) * kColumns + lane_;
     inside_ = d_ < D;
     keys_ = key_count(p.lengths, b_, Tk);
-    factor_ = inside_ ? A(4) * widen(static_cast<const E*>(p.v)[d_]) : A(0);
+    factor_ = inside_ ? A(Activation::kSlope) * widen(static_cast<const E*>(p.v)[d_]) : A(0);
   }
 
-  __device__ void run() { in_range() ? spread<false>() : spread<true>(); }
+  __device__ void run() {
+    if constexpr (Activation::kExponentials)
+      in_range() ? spread<false>() : spread<true>();
+    else
+      spread<true>();
+  }
 
  private:
   __host__ __device__ static int64_t parts(int64_t D) { return (D + kColumns - 1) / kColumns; }
@@ -80,7 +84,7 @@ class AdditiveGradients {
   }
   template <bool exact>
   __device__ static A ratio(A p, A r) {
-    return exact ? exact_ratio(p, r) : device::reciprocal(A(1) + p * r);
+    return exact ? ratio_of<Activation>(p, r) : device::reciprocal(A(1) + p * r);
   }
 
   template <bool exact>
@@ -126,7 +130,7 @@ class AdditiveGradients {
   }
 
   // This warp's keys by some queries: adds g w to dkey, and leaves its sums over these keys in shared memory. Returns
-  // the sum of g tanh.
+  // the sum of g f.
   template <bool exact>
   __device__ A add_queries(int queries, const A (&keys)[kKeys], A (&dkeys)[kKeys]) {
     const A* g = shared_.g + warp_ * kKeys;
@@ -140,7 +144,7 @@ class AdditiveGradients {
         const V gs = V::load(g + q * kAllKeys + j);
 #pragma unroll
         for (int n = 0; n < V::kWidth; ++n) {
-          const A r = ratio<exact>(p, keys[j + n]), gr = gs.x[n] * r, w = gr - gr * r;
+          const A r = ratio<exact>(p, keys[j + n]), gr = gs.x[n] * r, w = Activation::slope(gs.x[n], gr, r);
           gr_total += gr;
           dkeys[j + n] += w;
           dquery += w;
@@ -148,8 +152,9 @@ class AdditiveGradients {
       }
       shared_.sums[warp_][q * kColumns + lane_] = dquery;
     }
+    if (!Activation::kOffset) return gr_total;
     for (int i = lane_; i < queries * kKeys; i += 32) g_total += g[i / kKeys * kAllKeys + i % kKeys];
-    return warp_sum(g_total) - A(2) * gr_total;  // here, where both are still small
+    return warp_sum(g_total) + A(Activation::kFactor) * gr_total;  // here, where both are still small
   }
 
   // Adds the warps' sums of some queries, in the order of the keys.
@@ -186,16 +191,17 @@ class AdditiveGradients {
 };
 
 // Four blocks to a multiprocessor, where registers allow it: a block has a few rows of 32 columns between two barriers.
-template <class E>
+template <class Activation, class E>
 __global__ void __launch_bounds__(kGradientThreads, sizeof(Wide<E>) == 4 ? 4 : 2)
     additive_gradients_kernel(CudaAdditiveGradients p) {
   FASTRNN_SHARED(additive_gradients_shared);
-  AdditiveGradients<E>(p, *reinterpret_cast<typename AdditiveGradients<E>::Shared*>(additive_gradients_shared)).run();
+  using Gradients = AdditiveGradients<Activation, E>;
+  Gradients(p, *reinterpret_cast<typename Gradients::Shared*>(additive_gradients_shared)).run();
 }
-template <class E>
+template <class Activation, class E>
 cudaError_t launch_additive_gradients(const CudaAdditiveGradients& p, cudaStream_t stream) {
-  return launch_blocks<CudaAdditiveGradients>(additive_gradients_kernel<E>, AdditiveGradients<E>::blocks(p.shape),
-                                              kGradientThreads, sizeof(typename AdditiveGradients<E>::Shared), p,
-                                              stream);
+  using Gradients = AdditiveGradients<Activation, E>;
+  return launch_blocks<CudaAdditiveGradients>(additive_gradients_kernel<Activation, E>, Gradients::blocks(p.shape),
+                                              kGradientThreads, sizeof(typename Gradients::Shared), p, stream);
 }
 }  // namespace fastrnn

@@ -2,16 +2,16 @@
 // Scores of additive attention (additive.cuh). A block has a tile of queries and keys and walks over D; each warp's
 // lanes are 8 keys by 4 queries, and each lane has 2 queries by 4 keys of these.
 //
-// With v folded in, v r = m / (u + u P R), u = m / v and m = max |v|, and two terms share one reciprocal, of which
-// there are an eighth as many units as multipliers: 1/x + 1/y = (x + y) / (x y). Where that could leave the range of
-// the type, each term has a reciprocal of its own, and beyond it r comes from a + b. This is decided for each tile and
-// step of D.
+// Of tanh, with v folded in, v r = m / (u + u P R), u = m / v and m = max |v|, and two terms share one reciprocal, of
+// which there are an eighth as many units as multipliers: 1/x + 1/y = (x + y) / (x y). Where that could leave the range
+// of the type, each term has a reciprocal of its own, and beyond it r comes from a + b. This is decided for each tile
+// and step of D. relu always comes from a + b, and is multiplied by v.
 #include "additive.cuh"
 
 namespace fastrnn {
 constexpr int kScoreWarps = 4, kScoreThreads = 32 * kScoreWarps, kScoreTile = 32;
 
-template <class E>
+template <class Activation, class E>
 class AdditiveScores {
   using A = Wide<E>;
   using V = Vector<A>;
@@ -53,7 +53,7 @@ class AdditiveScores {
 #pragma unroll
       for (int j = 0; j < kKeys; ++j) sums_[i][j] = 0;
     if (keys_ > 0) {
-      weigh();
+      if (Activation::kExponentials) weigh();
       load(0);
       for (int64_t d0 = 0; d0 < p_.shape.D; d0 += kDepth) {
         const Way way = place();
@@ -128,6 +128,10 @@ class AdditiveScores {
     return way;
   }
   __device__ Way choose(A log_u) {
+    if (!Activation::kExponentials) {
+      device::sync_block(device::kSiteWarps);
+      return kExact;
+    }
     A of_query = 0, of_key = 0;
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
@@ -149,10 +153,10 @@ class AdditiveScores {
     const A exponent = of_query + of_key;
     return !folds() || !(exponent < Range::kExponent) ? kExact : exponent < Range::kPair ? kPair : kSingle;
   }
-  // Whether v can be divided by: beside an infinity or a NaN it is multiplied with tanh itself.
-  __device__ bool folds() const { return highest_v_ < A(INFINITY); }
+  // Whether v can be divided by: beside an infinity or a NaN it is multiplied with the activation itself.
+  __device__ bool folds() const { return Activation::kExponentials && highest_v_ < A(INFINITY); }
 
-  // Adds to sums_ the terms v r / m of a step, or v tanh where v does not fold.
+  // Adds to sums_ the terms v r / m of a step, or v f where v does not fold.
   template <Way way>
   __device__ void add_step() {
     const int rows = (queries_ - warp_ * 4 * kQueries + 3) / 4, columns = (keys_ + 7) / 8;  // of any lane
@@ -177,14 +181,17 @@ class AdditiveScores {
 #pragma unroll
     for (int n = 0; n < V::kWidth; n += 2) {
       if (way == kExact) {
-        const A x = exact_ratio(a.x[n], b.x[n]), y = exact_ratio(a.x[n + 1], b.x[n + 1]);
-        sum += folds() ? u.x[n] * x + u.x[n + 1] * y : u.x[n] * (1 - 2 * x) + u.x[n + 1] * (1 - 2 * y);
+        const A x = ratio_of<Activation>(a.x[n], b.x[n]), y = ratio_of<Activation>(a.x[n + 1], b.x[n + 1]);
+        sum += folds() ? u.x[n] * x + u.x[n + 1] * y : u.x[n] * whole(x) + u.x[n + 1] * whole(y);
       } else {
         const A x = u.x[n] + a.x[n] * b.x[n], y = u.x[n + 1] + a.x[n + 1] * b.x[n + 1];
         sum += way == kPair ? (x + y) * device::reciprocal(x * y) : device::reciprocal(x) + device::reciprocal(y);
       }
     }
   }
+
+  // f of its r.
+  __device__ static A whole(A r) { return A(Activation::kOffset) + A(Activation::kFactor) * r; }
 
   __device__ void store() const {
 #pragma unroll
@@ -208,14 +215,16 @@ class AdditiveScores {
   A highest_v_ = 0, total_v_ = 0, vd_, loaded_[2 * kHalf], sums_[kQueries][kKeys];
 };
 
-template <class E>
+template <class Activation, class E>
 __global__ void __launch_bounds__(kScoreThreads) additive_scores_kernel(CudaAdditiveScores p) {
   FASTRNN_SHARED(additive_scores_shared);
-  AdditiveScores<E>(p, *reinterpret_cast<typename AdditiveScores<E>::Shared*>(additive_scores_shared)).run();
+  using Scores = AdditiveScores<Activation, E>;
+  Scores(p, *reinterpret_cast<typename Scores::Shared*>(additive_scores_shared)).run();
 }
-template <class E>
+template <class Activation, class E>
 cudaError_t launch_additive_scores(const CudaAdditiveScores& p, cudaStream_t stream) {
-  return launch_blocks<CudaAdditiveScores>(additive_scores_kernel<E>, AdditiveScores<E>::blocks(p.shape), kScoreThreads,
-                                           sizeof(typename AdditiveScores<E>::Shared), p, stream);
+  using Scores = AdditiveScores<Activation, E>;
+  return launch_blocks<CudaAdditiveScores>(additive_scores_kernel<Activation, E>, Scores::blocks(p.shape),
+                                           kScoreThreads, sizeof(typename Scores::Shared), p, stream);
 }
 }  // namespace fastrnn

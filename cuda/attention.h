@@ -30,7 +30,7 @@ struct CudaSoftmaxGradient {
   void* dbias;           // [B, Tq, Tk], null = not wanted
 };
 
-// scores[q, k] = sum over d of v[d] tanh(query[q, d] + key[k, d])
+// scores[q, k] = sum over d of v[d] f(query[q, d] + key[k, d])
 struct CudaAdditive {
   AttentionShape shape;
   const void *query, *key, *v;  // [B, Tq, D], [B, Tk, D], [D]
@@ -46,11 +46,13 @@ struct CudaAdditiveGradients : CudaAdditive {
   void* dv_parts;       // wide [B, D]; their sum over B is the gradient of v
 };
 
+enum CudaActivation { kTanh, kRelu, kNumCudaActivations };  // f
+
 struct CudaAttentionKernels {
   cudaError_t (*softmax)(const CudaSoftmax&, cudaStream_t);
   cudaError_t (*softmax_gradient)(const CudaSoftmaxGradient&, cudaStream_t);
-  cudaError_t (*additive_scores)(const CudaAdditiveScores&, cudaStream_t);
-  cudaError_t (*additive_gradients)(const CudaAdditiveGradients&, cudaStream_t);
+  cudaError_t (*additive_scores[kNumCudaActivations])(const CudaAdditiveScores&, cudaStream_t);
+  cudaError_t (*additive_gradients[kNumCudaActivations])(const CudaAdditiveGradients&, cudaStream_t);
 };
 
 extern const CudaAttentionKernels kAttentionKernels[];  // in the order of CudaType

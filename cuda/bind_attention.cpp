@@ -14,15 +14,19 @@ using Sizes = std::array<int64_t, 4>;                      // B, Tq, Tk, D
 AttentionShape shape_of(const Sizes& n) { return {n[0], n[1], n[2], n[3], 0}; }
 PairStrides strides_of(const Pairs& pairs) { return {pairs.second[0], pairs.second[1], pairs.second[2]}; }
 
-// Runs one kernel of a type on a device, on a stream.
+constexpr const char* kActivationNames[] = {"tanh", "relu"};  // in the order of CudaActivation
+
+const CudaAttentionKernels& kernels_of(const std::string& dtype) {
+  return kAttentionKernels[index_of(kTypeNames, dtype, "dtype")];
+}
+// Runs one kernel on a device, on a stream.
 template <class Params>
-void run(cudaError_t (*CudaAttentionKernels::*kernel)(const Params&, cudaStream_t), const Params& p,
-         const std::string& dtype, int device, Address stream, const char* name) {
-  const CudaAttentionKernels& kernels = kAttentionKernels[index_of(kTypeNames, dtype, "dtype")];
+void run(cudaError_t (*kernel)(const Params&, cudaStream_t), const Params& p, int device, Address stream,
+         const char* name) {
   const OnDevice guard(device);
   capability_of(device);
   py::gil_scoped_release release;
-  check((kernels.*kernel)(p, at<CUstream_st>(stream)), name);
+  check(kernel(p, at<CUstream_st>(stream)), name);
 }
 
 void attention_softmax(const std::string& dtype, int device, Address stream, const Sizes& sizes, Address lengths,
@@ -37,7 +41,7 @@ void attention_softmax(const std::string& dtype, int device, Address stream, con
   p.scale = scale;
   p.scores = at<void>(scores);
   p.weights = at<void>(weights);
-  run(&CudaAttentionKernels::softmax, p, dtype, device, stream, "attention_softmax");
+  run(kernels_of(dtype).softmax, p, device, stream, "attention_softmax");
 }
 
 void attention_softmax_gradient(const std::string& dtype, int device, Address stream, const Sizes& sizes, double scale,
@@ -49,7 +53,7 @@ void attention_softmax_gradient(const std::string& dtype, int device, Address st
   p.dweights = at<void>(dweights);
   p.gradient = at<void>(gradient);
   p.dbias = at<void>(dbias);
-  run(&CudaAttentionKernels::softmax_gradient, p, dtype, device, stream, "attention_softmax_gradient");
+  run(kernels_of(dtype).softmax_gradient, p, device, stream, "attention_softmax_gradient");
 }
 
 void fill(CudaAdditive& p, const Sizes& sizes, const std::array<Address, 4>& inputs) {
@@ -61,16 +65,17 @@ void fill(CudaAdditive& p, const Sizes& sizes, const std::array<Address, 4>& inp
 }
 
 void additive_scores(const std::string& dtype, int device, Address stream, const Sizes& sizes,
-                     const std::array<Address, 4>& inputs, Address scores) {
+                     const std::string& activation, const std::array<Address, 4>& inputs, Address scores) {
   CudaAdditiveScores p{};
   fill(p, sizes, inputs);
   p.scores = at<void>(scores);
-  run(&CudaAttentionKernels::additive_scores, p, dtype, device, stream, "additive_scores");
+  run(kernels_of(dtype).additive_scores[index_of(kActivationNames, activation, "activation")], p, device, stream,
+      "additive_scores");
 }
 
 void additive_gradients(const std::string& dtype, int device, Address stream, const Sizes& sizes,
-                        const std::array<Address, 4>& inputs, Address dscores, Address dquery, Address dkey,
-                        Address dquery_sums, Address dv_parts) {
+                        const std::string& activation, const std::array<Address, 4>& inputs, Address dscores,
+                        Address dquery, Address dkey, Address dquery_sums, Address dv_parts) {
   CudaAdditiveGradients p{};
   fill(p, sizes, inputs);
   p.dscores = at<void>(dscores);
@@ -78,7 +83,8 @@ void additive_gradients(const std::string& dtype, int device, Address stream, co
   p.dkey = at<void>(dkey);
   p.dquery_sums = at<void>(dquery_sums);
   p.dv_parts = at<void>(dv_parts);
-  run(&CudaAttentionKernels::additive_gradients, p, dtype, device, stream, "additive_gradients");
+  run(kernels_of(dtype).additive_gradients[index_of(kActivationNames, activation, "activation")], p, device, stream,
+      "additive_gradients");
 }
 }  // namespace
 

@@ -7,15 +7,20 @@ import torch
 from fastrnn import reference
 from fastrnn.functional import additive_attention, dot_attention
 
-FUNCTIONS = {"additive": additive_attention, "dot": dot_attention}
+
+def additive_relu(*args, **options):
+    return additive_attention(*args, activation="relu", **options)
+
+
+FUNCTIONS = {"additive": additive_attention, "additive_relu": additive_relu, "dot": dot_attention}
 
 
 def make(score, shape, dtype, size=1.0, seed=0):
     """query, key, value and, where the score has one, v; dot products are kept near one by small queries."""
     B, Tq, Tk, D, Dv = shape
     g = torch.Generator().manual_seed(seed)
-    sizes = ((B, Tq, D), (B, Tk, D), (B, Tk, Dv), (D,))[: 4 if score == "additive" else 3]
-    factors = (size, size, 1, 1) if score == "additive" else (size / max(D, 1) ** 0.5, 1, 1)
+    sizes = ((B, Tq, D), (B, Tk, D), (B, Tk, Dv), (D,))[: 3 if score == "dot" else 4]
+    factors = (size / max(D, 1) ** 0.5, 1, 1) if score == "dot" else (size, size, 1, 1)
     tensors = [torch.randn(n, generator=g, dtype=torch.float64) * f for n, f in zip(sizes, factors)]
     return [t.to(dtype).requires_grad_() for t in tensors]
 
@@ -65,7 +70,7 @@ SMALL = (2, 3, 4, 5, 6)
 def check_operator_and_compile(score, tensors, options):
     """The operator keeps torch's rules, and the function compiles to what it is."""
     rows = (options["lengths"], options["mask"], options["bias"])
-    v = tensors[3] if score == "additive" else None
+    v = None if score == "dot" else tensors[3]
     operator = torch.ops.fastrnn.attention.default
     torch.library.opcheck(operator, (score, *tensors[:3], v, *rows, 0.5))
     torch.library.opcheck(operator, (score, *tensors[:2], None, v, None, None, None, 1.0))

@@ -33,7 +33,9 @@ TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-13}
     "options", ["", "lengths mask", "scale bias", "lengths causal row"], ids=lambda o: o or "plain"
 )
 @pytest.mark.parametrize(
-    ("score", "size"), [("additive", 1.0), ("additive", 6.0), ("additive", 30.0), ("dot", 1.0)], ids=str
+    ("score", "size"),
+    [("additive", 1.0), ("additive", 6.0), ("additive", 30.0), ("additive_relu", 1.0), ("dot", 1.0)],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -47,14 +49,14 @@ def test_every_score_is_tested():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("size", [1.0, 30.0])
+@pytest.mark.parametrize(("activation", "size"), [("tanh", 1.0), ("tanh", 30.0), ("relu", 1.0)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_raw_scores(isa, shape, size, dtype):
+def test_raw_scores(isa, shape, activation, size, dtype):
     query, key, _, v = make("additive", shape, dtype, size)
     exact = [t.detach().double().requires_grad_() for t in (query, key, v)]
     found = []
     for function, inputs in ((additive_scores, (query, key, v)), (reference.additive_scores, exact)):
-        scores = function(*inputs)
+        scores = function(*inputs, activation=activation)
         up = torch.linspace(-1, 1.5, scores.numel(), dtype=torch.float64) / scores[0].numel() ** 0.5
         up = up.to(scores.dtype).view_as(scores)
         grads = torch.autograd.grad(scores, inputs, up)
@@ -145,8 +147,10 @@ def test_keys_hidden_from_all_queries_may_hold_nan(score, spoiled, by):
     arrays = [
         t.detach().numpy() for t in (tensors[0], *(t.masked_fill(hidden, spoiled) for t in tensors[1:3]), *tensors[3:])
     ]
-    context, _ = getattr(fastrnn.numpy, f"{score}_attention")(
-        *arrays, **{name: t.numpy() for name, t in options.items()}
+    context, _ = getattr(fastrnn.numpy, "dot_attention" if score == "dot" else "additive_attention")(
+        *arrays,
+        **({"activation": "relu"} if score == "additive_relu" else {}),
+        **{name: t.numpy() for name, t in options.items()},
     )
     torch.testing.assert_close(torch.from_numpy(context), found[0][0].detach())
 
@@ -179,10 +183,27 @@ def test_first_and_second_derivatives(score, options):
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
-def test_derivatives_of_raw_scores():
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_derivatives_of_raw_scores(activation):
     query, key, _, v = make("additive", (2, 3, 4, 5, 3), torch.float64)
-    assert torch.autograd.gradcheck(additive_scores, (query, key, v))
-    assert torch.autograd.gradgradcheck(additive_scores, (query, key, v))
+
+    def scores(*tensors):
+        return additive_scores(*tensors, activation=activation)
+
+    assert torch.autograd.gradcheck(scores, (query, key, v))
+    assert torch.autograd.gradgradcheck(scores, (query, key, v))
+
+
+def test_relu_of_nothing_and_of_huge_sums():
+    """Its derivative at zero is zero, as torch's; nothing overflows that does not in the sum."""
+    query = torch.zeros(1, 2, 5)
+    query[0, 1] = 3e38
+    query, key, v = query.requires_grad_(), torch.zeros(1, 3, 5, requires_grad=True), torch.full((5,), 0.1)
+    scores = additive_scores(query, key, v, activation="relu")
+    dquery, dkey = torch.autograd.grad(scores.sum(), (query, key))
+    torch.testing.assert_close(scores[0], torch.tensor([[0.0] * 3, [1.5e38] * 3]))
+    assert (dquery[0, 0] == 0).all()
+    torch.testing.assert_close((dquery[0, 1], dkey[0]), (torch.full((5,), 0.3), torch.full((3, 5), 0.1)))
 
 
 @pytest.mark.parametrize("options", ["lengths mask", "scale bias"])
@@ -244,7 +265,8 @@ def test_narrow_types_go_through_float32(score, dtype):
     with torch.autocast("cpu", dtype):
         mixed = [tensors[0], *(t.float() for t in tensors[1:])]
         assert FUNCTIONS[score](*mixed)[0].dtype is dtype
-        assert additive_scores(tensors[0], tensors[1].float(), torch.ones(5)).dtype is dtype
+        for activation in ("tanh", "relu"):
+            assert additive_scores(tensors[0], tensors[1].float(), torch.ones(5), activation=activation).dtype is dtype
 
 
 @pytest.mark.parametrize("score", FUNCTIONS)
@@ -278,7 +300,8 @@ def test_agrees_with_torch(score):
         want = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=causal, scale=0.25)
     else:
         query, key, value, v = tensors
-        scores = (query.unsqueeze(2) + key.unsqueeze(1)).tanh() @ v * 0.25
+        act = torch.relu if score == "additive_relu" else torch.tanh
+        scores = act(query.unsqueeze(2) + key.unsqueeze(1)) @ v * 0.25
         want = scores.masked_fill(~causal, -float("inf")).softmax(-1) @ value
     torch.testing.assert_close(context, want)
 
@@ -307,6 +330,8 @@ BAD = [  # value and v are left out where a function has none
     ({"v": v[:3]}, ShapeError, r"v has shape \(3,\), expected \(D,\) = \(4,\)"),
     ({"v": None}, DTypeError, "v is a NoneType, expected a torch.Tensor"),
     ({"value": val[:, :4]}, ShapeError, r"value has shape \(2, 4, 6\), expected \(B, Tk, Dv\) = \(2, 5, 6\)"),
+    ({"activation": "elu"}, ValueError, "activation is 'elu', expected 'tanh' or 'relu'"),
+    ({"activation": None}, ValueError, "activation is None, expected 'tanh' or 'relu'"),
     ({"scale": "2"}, ValueError, "scale is '2', expected a finite number"),
     ({"scale": float("inf")}, ValueError, "scale is inf, expected a finite number"),
     ({"lengths": [1, 6]}, ShapeError, "lengths has 6, expected 0 <= lengths <= T = 5"),
@@ -357,6 +382,7 @@ def test_bad_input_is_named(function, bad, error, message):
     good = dict(zip(("query", "key", "value", "v"), (q, k, val, v)))
     names = ARGUMENTS[function]
     takes = {*names, *(("scale", "lengths", "mask", "bias") if "value" in names else ("scale",) * (len(names) == 2))}
+    takes |= {"activation"} if "v" in names else set()
     if not set(bad) <= takes:
         with pytest.raises(TypeError, match="unexpected keyword argument"):
             function(**{name: good[name] for name in names}, **bad)

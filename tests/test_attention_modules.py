@@ -207,13 +207,14 @@ def test_compile_and_copy(make):
 def test_softmax_is_fused_and_nothing_else(monkeypatch):
     """No scores are made on the way to a softmax."""
 
-    def forbidden(*_):
+    def forbidden(*_, **__):
         raise AssertionError("scores were asked for")
 
     monkeypatch.setattr(score_module, "additive_scores", forbidden)
     monkeypatch.setattr(score_module.Dot, "scores", forbidden)
     query, memory = torch.randn(B, TQ, Q), torch.randn(B, TK, Q)
-    for fused in (nn.AdditiveAttention(Q, Q, D), nn.LuongAttention(Q), nn.LocationSensitiveAttention(Q, Q, D)):
+    relu = nn.AdditiveAttention(Q, Q, D, activation="relu")
+    for fused in (nn.AdditiveAttention(Q, Q, D), relu, nn.LuongAttention(Q), nn.LocationSensitiveAttention(Q, Q, D)):
         fused(query, memory)
         nn.LocalAttention(Q, window=2, predictive=True, renormalize=True)(query, memory)
     for other in (nn.AdditiveAttention(Q, Q, D, normalizer="sparsemax"), nn.LuongAttention(Q, dropout=0.1)):

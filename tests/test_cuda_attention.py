@@ -35,7 +35,7 @@ OPTIONS = ["", "lengths mask", "scale bias", "lengths causal row"]
 # units of 2^-8 and 2^-11.
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 NAMES = {dtype: str(dtype)[6:] for dtype in TOLERANCE}
-SIZES = [("additive", 1.0), ("additive", 6.0), ("additive", 30.0), ("dot", 1.0)]
+SIZES = [("additive", 1.0), ("additive", 6.0), ("additive", 30.0), ("additive_relu", 1.0), ("dot", 1.0)]
 # Every combination in float32; the other types differ in one template parameter.
 EVERY = list(itertools.product([torch.float32], SHAPES, SIZES, OPTIONS)) + list(
     itertools.product(list(TOLERANCE)[1:], SHAPES[1:3], SIZES, OPTIONS[1:3])
@@ -84,10 +84,10 @@ def test_agrees_with_the_cpu(device, dtype, score):
     cases.assert_close(got, want, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0])
+@pytest.mark.parametrize(("activation", "size"), [("tanh", 1.0), ("tanh", 30.0), ("relu", 1.0)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=NAMES.get)
-def test_raw_scores(device, dtype, shape, size):
+def test_raw_scores(device, dtype, shape, activation, size):
     query, key, _, v = make("additive", shape, dtype, size)
     exact = [t.detach().double().requires_grad_() for t in (query, key, v)]
     rounded = None
@@ -96,7 +96,7 @@ def test_raw_scores(device, dtype, shape, size):
         (additive_scores, on(device, [query, key, v])),
         (reference.additive_scores, exact),
     ):
-        scores = function(*inputs)
+        scores = function(*inputs, activation=activation)
         up = torch.linspace(-1, 1.5, scores.numel(), dtype=torch.float64) / scores[0].numel() ** 0.5
         rounded = up.to(dtype) if rounded is None else rounded
         grads = torch.autograd.grad(scores, inputs, rounded.to(scores).view_as(scores))
@@ -273,6 +273,7 @@ def test_lengths_are_clamped(host):
 
 MODULES = {
     "additive": lambda: nn.AdditiveAttention(5, 6, 9),
+    "relu": lambda: nn.AdditiveAttention(5, 6, 9, activation="relu", normalizer="sparsemax"),
     "concat": lambda: nn.LuongAttention(5, 6, score="concat", attention_size=9, normalizer="entmax15"),
     "general": lambda: nn.LuongAttention(5, 6, score="general", scale="learned"),
     "local": lambda: nn.LocalAttention(5, 6, score="general", window=3, predictive=True),

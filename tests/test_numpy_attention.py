@@ -16,10 +16,13 @@ def arrays(dtype, seed=0):
     return [rng.normal(size=size).astype(dtype) for size in ((B, TQ, D), (B, TK, D), (B, TK, DV), (D,))]
 
 
+ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+
+
 def eager(score, query, key, value, v, scale, lengths, mask, bias):
     query, key, value, v = (a.astype(np.float64) for a in (query, key, value, v))
-    if score == "additive":
-        s = (np.tanh(query[:, :, None] + key[:, None]) * v).sum(-1)
+    if score in ACTIVATIONS:
+        s = (ACTIVATIONS[score](query[:, :, None] + key[:, None]) * v).sum(-1)
     else:
         s = query @ key.transpose(0, 2, 1)
     keep = np.broadcast_to(mask, s.shape) & (np.arange(TK) < np.asarray(lengths)[:, None, None])
@@ -30,7 +33,7 @@ def eager(score, query, key, value, v, scale, lengths, mask, bias):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("score", ["additive", "dot"])
+@pytest.mark.parametrize("score", ["tanh", "relu", "dot"])
 def test_equations(isa, score, dtype):
     query, key, value, v = arrays(dtype)
     rng = np.random.default_rng(1)
@@ -38,9 +41,11 @@ def test_equations(isa, score, dtype):
     mask[0, 1] = False
     bias = rng.normal(size=(1, TQ, TK)).astype(dtype)
     bias[0, 2, 1] = -np.inf
-    more = (v,) if score == "additive" else ()
-    call = additive_attention if score == "additive" else dot_attention
-    got = call(query, key, value, *more, scale=0.5, lengths=lengths, mask=mask, bias=bias)
+    options = {"scale": 0.5, "lengths": lengths, "mask": mask, "bias": bias}
+    if score == "dot":
+        got = dot_attention(query, key, value, **options)
+    else:
+        got = additive_attention(query, key, value, v, activation=score, **options)
     want = eager(score, query, key, value, v, 0.5, lengths, mask, bias.astype(np.float64))
     for a, b in zip(got, want):
         assert a.dtype == dtype
@@ -73,10 +78,11 @@ def test_strided_and_expanded_arguments():
 
 
 HEADS = {"num_heads": 2, "weight_norm": True}
+RELU = {"activation": "relu"}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"bias": False}, {"weight_norm": True, "temperature": 0.5}, {"num_heads": 2}, HEADS], ids=str
+    "options", [{}, {"bias": False}, {"weight_norm": True, "temperature": 0.5}, {"num_heads": 2}, HEADS, RELU], ids=str
 )
 def test_the_layer_is_the_modules(options):
     torch = pytest.importorskip("torch")
@@ -88,6 +94,7 @@ def test_the_layer_is_the_modules(options):
         {f"decoder.attention.{k}": w for k, w in module.state_dict().items()},
         prefix="decoder.attention.",
         temperature=options.get("temperature", 1.0),
+        activation=options.get("activation", "tanh"),
     )
     with torch.no_grad():
         want = module(query, memory, lengths=[7, 2])
@@ -126,6 +133,12 @@ BAD = [
         "v has shape .*expected .*num_heads, D",
     ),
     (lambda: AdditiveAttention(STATE, temperature=0), ValueError, "AdditiveAttention: temperature is 0, expected"),
+    (
+        lambda: AdditiveAttention(STATE, activation="elu"),
+        ValueError,
+        "AdditiveAttention: activation is 'elu', expected",
+    ),
+    (lambda: additive_attention(Q, K, V, W, activation=1), ValueError, "additive_attention: activation is 1, expected"),
     (lambda: LAYER(Q[..., :2], V), ShapeError, r"AdditiveAttention: query has shape \(3, 4, 2\), expected"),
     (lambda: LAYER(Q, Q.astype("f8")), DTypeError, "AdditiveAttention: memory has dtype float64, expected float32"),
 ]

@@ -1,12 +1,13 @@
 #pragma once
 // The additive score of Bahdanau et al. (2015, arXiv 1409.0473), on queries and keys that have been projected,
-//   score[q, k] = sum over d of v[d] tanh(query[q, d] + key[k, d]),
-// without a tanh for every (query, key, d):
+//   score[q, k] = sum over d of v[d] f(query[q, d] + key[k, d]),
+// f an activation of additive_activations.h. For tanh without a tanh for every (query, key, d):
 //   tanh(a + b) = 1 - 2 r,   r = 1 / (1 + P R),   P = e^(2a), R = e^(2b)
 // so that the exponentials are per row. With v folded in, v r = m / (u + u P R), u = m / v and m = max |v|, two terms
 // share one division, 1/x + 1/y = (x + y) / (x y). Where these products could leave the range of float, each term has
-// its own division, and beyond that r comes from tanh itself.
+// its own division, and beyond that r comes from tanh itself, as relu always comes from the sum.
 // Backward uses 1 - tanh^2 = 4 (r - r^2) and recomputes r; nothing of size Tq*Tk*D is ever stored.
+#include "../additive_activations.h"
 #include "attention_products.h"
 
 namespace fastrnn {
@@ -44,13 +45,13 @@ struct AdditiveTerm {
     return sum + quotient<true>(V(1), x) + quotient<false>(V(1), y);
   }
 };
-template <class T>
+template <class Activation, class T>
 struct AdditiveExactTerm {
   using V = Vec<T>;
   const T* v;
   FASTRNN_HD int64_t at(int64_t d) const { return d; }
   FASTRNN_HD V add(V sum, int64_t d, int, V a0, V b0, V a1, V b1) const {
-    return sum + V::load(v + d) * tanh(a0 + b0) + V::load(v + d + V::kWidth) * tanh(a1 + b1);
+    return sum + V::load(v + d) * Activation::apply(a0 + b0) + V::load(v + d + V::kWidth) * Activation::apply(a1 + b1);
   }
 };
 
@@ -79,16 +80,17 @@ T magnitude(const T* x, int64_t n) {
   return zero == 0 ? m : T(INFINITY);
 }
 
-template <class T>
-class AdditiveScore {
+template <class Activation, class T>
+class Additive {
   using V = Vec<T>;
   static constexpr int W = V::kWidth;
 
  public:
   static constexpr bool kHasV = true;
-  static constexpr int64_t kWorthWaking = 200'000;  // products q*k*d from which a second thread pays
+  // Terms q*k*d from which a second thread pays.
+  static constexpr int64_t kWorthWaking = Activation::kExponentials ? 200'000 : 400'000;
 
-  explicit AdditiveScore(const AttentionInput<T>& p) : p_(p), s_(p.shape), Dp_(round_up(s_.D, 2 * W)) {}
+  explicit Additive(const AttentionInput<T>& p) : p_(p), s_(p.shape), Dp_(round_up(s_.D, 2 * W)) {}
 
   void take(Arena& arena, bool backward) {
     if (backward) {
@@ -109,38 +111,42 @@ class AdditiveScore {
   // Scores of queries [q0, q1) of batch b into rows of into (row stride Tk), for all real keys.
   void scores(int64_t b, int64_t q0, int64_t q1, int64_t keys, T* into, Ahead& ahead) {
     const T *query = p_.query + b * s_.Tq * s_.D, *key = p_.key + b * s_.Tk * s_.D;
-    const T highest_v = magnitude(p_.v, s_.D), total_v = fold_v(highest_v);
-    // Decided for the batch as a whole, so that results do not depend on how queries are divided. log of u P R:
-    const T exponent = T(2) * (magnitude(query, s_.Tq * s_.D) + magnitude(key, keys * s_.D)) + log_u_;
+    T highest_v = 0, total_v = 0, exponent = T(INFINITY);
+    if constexpr (Activation::kExponentials) {
+      highest_v = magnitude(p_.v, s_.D);
+      total_v = fold_v(highest_v);
+      // Decided for the batch as a whole, so that results do not depend on how queries are divided. log of u P R:
+      exponent = highest_exponent(query, key, keys) + log_u_;
+    }
     const bool pair = exponent < T(kPairExponent), exact = !(exponent < T(kExponent));
     if (exact) copy_or_zero(p_.v, s_.D, u_, Dp_);
-    for (int64_t q = q0; q < q1; ++q) {
-      queries_[q - q0] = P_ + (q - q0) * Dp_;
-      fill_row(query + q * s_.D, exact, Pu_, P_ + (q - q0) * Dp_);
-    }
-    for (int64_t k = 0; k < keys; ++k) {
-      keys_[k] = R_ + k * Dp_;
-      fill_row(key + k * s_.D, exact, nullptr, R_ + k * Dp_);
-    }
+    for (int64_t q = q0; q < q1; ++q) queries_[q - q0] = row(query + q * s_.D, exact, Pu_, P_ + (q - q0) * Dp_);
+    for (int64_t k = 0; k < keys; ++k) keys_[k] = row(key + k * s_.D, exact, nullptr, R_ + k * Dp_);
     const auto run = [&](const auto& term, T offset, T factor) {
       inner_products(Dp_, q1 - q0, queries_, keys, keys_, term, offset, factor, into, s_.Tk, ahead);
     };
-    if (exact)
-      run(AdditiveExactTerm<T>{u_}, T(0), T(1));
-    else if (pair)
-      run(AdditiveTerm<T, true>{u_}, total_v, T(-2) * highest_v);
-    else
-      run(AdditiveTerm<T, false>{u_}, total_v, T(-2) * highest_v);
+    if constexpr (Activation::kExponentials) {
+      if (pair) return run(AdditiveTerm<T, true>{u_}, total_v, T(-2) * highest_v);
+      if (!exact) return run(AdditiveTerm<T, false>{u_}, total_v, T(-2) * highest_v);
+    }
+    run(AdditiveExactTerm<Activation, T>{u_}, T(0), T(1));
   }
 
   // Gradients of batch b from those of the scores, rows of dscore (row stride ld; kTile - 1 rows of zeros follow).
   void gradients(int64_t b, int64_t keys, const T* dscore, int64_t ld, T* dquery, T* dkey, T* dv, Ahead&) {
     const T *query = p_.query + b * s_.Tq * s_.D, *key = p_.key + b * s_.Tk * s_.D;
-    const T exponent = T(2) * (magnitude(query, s_.Tq * s_.D) + magnitude(key, keys * s_.D));
-    for (int64_t q = 0; q < round_up(s_.Tq, kTile); ++q) totals_[q] = sum_of(dscore + q * ld, keys);
+    bool exact = true;
+    if constexpr (Activation::kExponentials) exact = !(highest_exponent(query, key, keys) < T(kExponent));
+    for (int64_t q = 0; q < round_up(s_.Tq, kTile); ++q)
+      totals_[q] = Activation::kOffset ? sum_of(dscore + q * ld, keys) : T(0);
     for (int64_t d = 0; d < s_.D; d += W) {
       const Panel panel{query + d, key + d, dquery + d, dkey + d, dv + d, load_lanes(p_.v + d, s_.D - d), s_.D - d};
-      exponent < T(kExponent) ? spread<false>(panel, keys, dscore, ld) : spread<true>(panel, keys, dscore, ld);
+      if constexpr (Activation::kExponentials)
+        if (!exact) {
+          spread<false>(panel, keys, dscore, ld);
+          continue;
+        }
+      spread<true>(panel, keys, dscore, ld);
     }
   }
 
@@ -148,6 +154,10 @@ class AdditiveScore {
   // Bounds of log(u P R): a sum of two such terms, multiplied by another, has to stay below 2^125; one term below it.
   static constexpr double kPairExponent = 42.5, kExponent = 85;
 
+  // The largest log(P R) of a batch.
+  T highest_exponent(const T* query, const T* key, int64_t keys) const {
+    return T(2) * (magnitude(query, s_.Tq * s_.D) + magnitude(key, keys * s_.D));
+  }
   // u and what queries are multiplied by, both m / v. A v below m 2^-34 counts as zero: its term is 2^-60 m, whatever
   // the query, as in the columns beyond D. Returns the sum of v.
   T fold_v(T highest_v) {
@@ -165,13 +175,15 @@ class AdditiveScore {
     log_u_ = highest_v < T(INFINITY) ? T(::log(double(highest_u))) : T(INFINITY);
     return T(total);
   }
-  // e^(2 row), times `factors` where given, or the row itself; zeros beyond D.
-  void fill_row(const T* from, bool exact, const T* factors, T* into) const {
+  // e^(2 row), times `factors` where given, or the row itself, which needs no copy where D is whole; zeros beyond D.
+  const T* row(const T* from, bool exact, const T* factors, T* into) const {
+    if (exact && s_.D == Dp_) return from;
     for (int64_t d = 0; d < Dp_; d += W) {
       const V x = d < s_.D ? load_lanes(from + d, s_.D - d) : V(0);
       const V y = exact ? x : exp(x + x);
       (exact || !factors ? y : y * V::load(factors + d)).store(into + d);
     }
+    return into;
   }
 
   struct Panel {  // the W columns from d on, of n that are left
@@ -182,8 +194,12 @@ class AdditiveScore {
   };
   template <bool exact, bool divide>
   static FASTRNN_HD V ratio(V P, V R) {
-    if constexpr (exact) return V(T(0.5)) - V(T(0.5)) * tanh(P + R);
-    return quotient<divide>(V(1), V(1) + P * R);
+    if constexpr (!Activation::kExponentials)
+      return Activation::apply(P + R);
+    else if constexpr (exact)
+      return V(T(0.5)) - V(T(0.5)) * tanh(P + R);
+    else
+      return quotient<divide>(V(1), V(1) + P * R);
   }
   template <bool exact>
   void spread(const Panel& c, int64_t keys, const T* dscore, int64_t ld) const {
@@ -197,20 +213,21 @@ class AdditiveScore {
     fill_zero(P_ + s_.Tq * W, (round_up(s_.Tq, kTile) - s_.Tq) * W);
     fill(c.key, keys, R_);
     fill_zero(dkey_, keys * W);
+    const V factor = V(Activation::kSlope) * c.v;
     V dv(0);
     for (int64_t q = 0; q < s_.Tq; q += kTile) {
       V sums[kTile] = {V(0), V(0), V(0), V(0)};
       const V gr = s_.Tq - q == 1 ? spread_tile<exact, 1>(P_ + q * W, keys, dscore + q * ld, ld, sums)
                                   : spread_tile<exact, kTile>(P_ + q * W, keys, dscore + q * ld, ld, sums);
-      // The sum of g tanh; the difference is taken here, where both are still small.
-      dv = dv + (V((totals_[q] + totals_[q + 1]) + (totals_[q + 2] + totals_[q + 3])) - (gr + gr));
-      for (int i = 0; i < kTile && q + i < s_.Tq; ++i)
-        store_lanes(V(4) * c.v * sums[i], c.dquery + (q + i) * s_.D, c.n);
+      // The sum of g f; the difference of tanh is taken here, where both are still small.
+      const V g((totals_[q] + totals_[q + 1]) + (totals_[q + 2] + totals_[q + 3]));
+      dv = dv + (g + V(Activation::kFactor) * gr);
+      for (int i = 0; i < kTile && q + i < s_.Tq; ++i) store_lanes(factor * sums[i], c.dquery + (q + i) * s_.D, c.n);
     }
-    for (int64_t k = 0; k < keys; ++k) store_lanes(V(4) * c.v * V::load(dkey_ + k * W), c.dkey + k * s_.D, c.n);
+    for (int64_t k = 0; k < keys; ++k) store_lanes(factor * V::load(dkey_ + k * W), c.dkey + k * s_.D, c.n);
     store_lanes(dv, c.dv, c.n);
   }
-  // TI queries by every key: sums of g (r - r^2) for each query, and into dkey_ for each key. Returns the sum of g r.
+  // TI queries by every key: sums of g w for each query, and into dkey_ for each key. Returns the sum of g r.
   template <bool exact, int TI>
   V spread_tile(const T* queries, int64_t keys, const T* dscore, int64_t ld, V* into) const {
     V P[TI], sums[TI], total(0);
@@ -225,8 +242,9 @@ class AdditiveScore {
 #pragma GCC unroll 4
       for (int i = 0; i < TI; ++i) {
         const V r = divides(i) ? ratio<exact, true>(P[i], R) : ratio<exact, false>(P[i], R);
-        gr[i] = V(dscore[i * ld + k]) * r;
-        w[i] = gr[i] - gr[i] * r;
+        const V g(dscore[i * ld + k]);
+        gr[i] = g * r;
+        w[i] = Activation::slope(g, gr[i], r);
         sums[i] = sums[i] + w[i];
       }
       total = total + sum_of_tile<TI>(gr);
@@ -252,5 +270,9 @@ class AdditiveScore {
   T log_u_;
   const T **queries_, **keys_;
 };
+template <class T>
+using AdditiveScore = Additive<AdditiveTanh, T>;
+template <class T>
+using AdditiveReluScore = Additive<AdditiveRelu, T>;
 }  // namespace
 }  // namespace fastrnn

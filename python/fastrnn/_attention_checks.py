@@ -9,6 +9,15 @@ from collections.abc import Mapping, Sequence
 from ._checks import check_rank, check_shape
 
 
+def additive_score(function: str, activation: object) -> str:
+    """The name in `_core` of the additive score with this activation; raises ValueError if there is none."""
+    if activation == "tanh":
+        return "additive"
+    if activation == "relu":
+        return "additive_relu"
+    raise ValueError(f"{function}: activation is {activation!r}, expected 'tanh' or 'relu'")
+
+
 def check_shapes(function: str, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raises ShapeError unless the shapes of query, key and, where they are present, value and v fit together.
 

@@ -20,7 +20,12 @@ from .threads import current as current_threads
 
 DTYPES = (torch.float32, torch.float64)
 SCORES = tuple(_core.SCORES)
-WITH_V = ("additive",)  # scores with a parameter v
+ACTIVATIONS = {"additive": "tanh", "additive_relu": "relu"}  # of additive scores, which have a parameter v
+
+
+def function_of(score: str) -> str:
+    """The public function that has this score."""
+    return f"{'additive' if score in ACTIVATIONS else score}_attention"
 
 
 def strides_of(pairs: Tensor | None) -> list[int]:
@@ -30,7 +35,7 @@ def strides_of(pairs: Tensor | None) -> list[int]:
 
 def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
     """The call as _core takes it, and the tensors whose memory it reads."""
-    f = f"{score}_attention"
+    f = function_of(score)
     named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
     tensors = [dense(f, name, t) for name, t in named.items()]
     mask, bias = in_place(f, "mask", mask), in_place(f, "bias", bias)
@@ -77,7 +82,7 @@ def backward(
 ):
     call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
     named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
-    weights, dcontext, dweights = (dense(f"{score}_attention", name, t) for name, t in named.items())
+    weights, dcontext, dweights = (dense(function_of(score), name, t) for name, t in named.items())
     found = new_gradients(
         score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, ops, reference
-from ._attention_kernels import SCORES, WITH_V, new_gradients, new_outputs
+from ._attention_kernels import ACTIVATIONS, SCORES, new_gradients, new_outputs
 from ._transforms import transformable
 
 _ARGS = (
@@ -86,7 +86,7 @@ def _check_call(score, query, key, value, v, lengths, mask, bias) -> None:
     _checks.check_rank(f, "query", query.shape, "(B, Tq, D)")
     _checks.check_rank(f, "key", key.shape, "(B, Tk, D)")
     (B, Tq, D), Tk = query.shape, key.shape[1]
-    if (v is not None) != (score in WITH_V):
+    if (v is not None) != (score in ACTIVATIONS):
         raise ValueError(f"{f}: v is {'absent' if v is None else 'given'}, expected the opposite for {score!r}")
     shapes = {"key": (key, (B, Tk, D)), "v": (v, (D,)), "bias": (bias, (B, Tq, Tk))}
     shapes["value"] = (value, (B, Tk, value.shape[-1] if value is not None and value.ndim else 0))

@@ -64,7 +64,8 @@ def rnn_backward(
 def check_waits() -> None: ...  # raises if a finished kernel gave up waiting for its other blocks
 def set_wait_limit(seconds: float) -> None: ...
 
-# Attention, see cuda/attention.h. sizes: B, Tq, Tk, D; inputs: query, key, v, lengths; mask and bias: address and strides.
+# Attention, see cuda/attention.h. sizes: B, Tq, Tk, D; activation: tanh or relu; inputs: query, key, v, lengths; mask and
+# bias: address and strides.
 _Pairs = tuple[int, list[int]]
 
 def attention_softmax(
@@ -76,9 +77,9 @@ def attention_softmax_gradient(
     dbias: int, /,
 ) -> None: ...  # fmt: skip
 def additive_scores(
-    dtype: str, device: int, stream: int, sizes: Sequence[int], inputs: Sequence[int], scores: int, /
+    dtype: str, device: int, stream: int, sizes: Sequence[int], activation: str, inputs: Sequence[int], scores: int, /
 ) -> None: ...
 def additive_gradients(
-    dtype: str, device: int, stream: int, sizes: Sequence[int], inputs: Sequence[int], dscores: int, dquery: int,
-    dkey: int, dquery_sums: int, dv_parts: int, /,
+    dtype: str, device: int, stream: int, sizes: Sequence[int], activation: str, inputs: Sequence[int], dscores: int,
+    dquery: int, dkey: int, dquery_sums: int, dv_parts: int, /,
 ) -> None: ...  # fmt: skip

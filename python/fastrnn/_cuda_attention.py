@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda_kernels
-from ._attention_kernels import WITH_V, new_gradients, new_outputs, strides_of
+from ._attention_kernels import ACTIVATIONS, function_of, new_gradients, new_outputs, strides_of
 from ._attention_masks import cleared, hidden_keys
 from ._cuda_products import without_autocast
 from ._memory import address_of, dense, in_place
@@ -27,9 +27,9 @@ def forward(score, query, key, value, v, lengths, mask, bias, scale):
     context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale)
     if not weights.numel():
         return context.zero_(), weights
-    if score in WITH_V:
+    if score in ACTIVATIONS:
         scores = call.wide_like(weights)
-        call.run("additive_scores", call.inputs(), scores.data_ptr())
+        call.run("additive_scores", ACTIVATIONS[score], call.inputs(), scores.data_ptr())
     else:
         scores = call.wide_product(call.query, call.key.transpose(1, 2), weights)
     if value is None:
@@ -62,10 +62,10 @@ def backward(score, query, key, value, v, lengths, mask, bias, scale, weights, d
             dbias.data_ptr() if with_dbias else 0,
         )  # fmt: skip
         torch.bmm(weights.transpose(1, 2), dcontext, out=dvalue)
-    if score in WITH_V:
+    if score in ACTIVATIONS:
         sums, parts = call.wide_like(dquery), g.new_empty(query.shape[0], query.shape[2])
         outs = (g, dquery, dkey, sums, parts)
-        call.run("additive_gradients", call.inputs(), *(t.data_ptr() for t in outs))
+        call.run("additive_gradients", ACTIVATIONS[score], call.inputs(), *(t.data_ptr() for t in outs))
         dv.copy_(parts.sum(0))
     else:
         g = (g if value is not None else call.real(g, dim=2)).to(query.dtype)
@@ -78,8 +78,8 @@ class _Call:
     """The tensors of a call as the kernels read them, and where it runs."""
 
     def __init__(self, score, query, key, value, v, lengths, mask, bias):
-        self.function = f"{score}_attention"
-        if score not in ("additive", "dot"):
+        self.function = function_of(score)
+        if score not in ACTIVATIONS and score != "dot":
             raise NotImplementedError(f"{self.function}: score {score!r} has no CUDA kernels, expected tensors on cpu")
         named = {"query": query, "key": key, "value": value, "v": v, "lengths": lengths}
         self.query, self.key, self.value, self.v, self.lengths = (

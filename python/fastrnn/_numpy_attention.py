@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, threads
-from ._attention_checks import check_scale, check_shapes
+from ._attention_checks import additive_score, check_scale, check_shapes
 from ._checks import check_rank, check_shape, dtype_error, shape_error, type_error
 from ._numpy_stack import as_array, as_lengths, check_floats, wide_dtype
 
@@ -19,6 +19,7 @@ def additive_attention(
     value: np.ndarray,
     v: np.ndarray,
     *,
+    activation: str = "tanh",
     scale: float = 1.0,
     lengths: Any = None,
     mask: np.ndarray | None = None,
@@ -31,6 +32,7 @@ def additive_attention(
         key: [B, Tk, D].
         value: [B, Tk, Dv].
         v: [D].
+        activation: of the sum of query and key, "tanh" or "relu".
         scale: what scores are multiplied by, 1/temperature.
         lengths: [B] integers in [0, Tk], the keys of each row that are real.
         mask: bool [B, Tq, Tk], or broadcast to it; true where a key may be attended.
@@ -48,7 +50,9 @@ def additive_attention(
         >>> weights[0, 0].tolist()
         [0.25, 0.25, 0.25, 0.25, 0.0]
     """
-    return _attend("additive", {"query": query, "key": key, "value": value, "v": v}, scale, lengths, mask, bias)
+    score = additive_score("additive_attention", activation)
+    arrays = {"query": query, "key": key, "value": value, "v": v}
+    return _attend("additive_attention", score, arrays, scale, lengths, mask, bias)
 
 
 def dot_attention(
@@ -69,13 +73,14 @@ def dot_attention(
         >>> q, k = np.ones((2, 3, 4), "f"), np.ones((2, 5, 4), "f")
         >>> context, weights = dot_attention(q, k, k, scale=0.5)
     """
-    return _attend("dot", {"query": query, "key": key, "value": value}, scale, lengths, mask, bias)
+    arrays = {"query": query, "key": key, "value": value}
+    return _attend("dot_attention", "dot", arrays, scale, lengths, mask, bias)
 
 
 def _attend(
-    score: str, arrays: dict[str, np.ndarray], scale: float, lengths: Any, mask: Any, bias: Any
+    f: str, score: str, arrays: dict[str, np.ndarray], scale: float, lengths: Any, mask: Any, bias: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    f, query = f"{score}_attention", arrays["query"]
+    query = arrays["query"]
     given = arrays if bias is None else arrays | {"bias": bias}
     for name, a in given.items():
         check_floats(f, name, a)
@@ -126,12 +131,13 @@ def _address_and_strides(a: np.ndarray | None) -> tuple[int, list[int]]:
 
 
 class AdditiveAttention:
-    """fastrnn.nn.AdditiveAttention (tanh, softmax) on NumPy arrays: projections of queries and memory, then attention.
+    """fastrnn.nn.AdditiveAttention (with softmax) on NumPy arrays: projections of queries and memory, then attention.
 
     Args:
         weights: a state_dict with query_layer.weight, memory_layer.weight, v ([num_heads, D/num_heads] with several
             heads) and, if there are, memory_layer.bias and g; copied.
         prefix: of the names in the state_dict; other names are ignored only when one is given.
+        activation: "tanh" or "relu".
         temperature: scores are divided by it.
 
     Example:
@@ -142,7 +148,9 @@ class AdditiveAttention:
         ((2, 5, 4), (2, 5, 7))
     """
 
-    def __init__(self, weights: Mapping[str, Any], *, prefix: str = "", temperature: float = 1.0):
+    def __init__(
+        self, weights: Mapping[str, Any], *, prefix: str = "", activation: str = "tanh", temperature: float = 1.0
+    ):
         f = "AdditiveAttention"
         named = {k.removeprefix(prefix): as_array(f, k, w) for k, w in weights.items() if k.startswith(prefix)}
         wanted = ["query_layer.weight", "memory_layer.weight", "v"]
@@ -176,7 +184,8 @@ class AdditiveAttention:
         check_scale(f, temperature)
         if not temperature > 0:
             raise ValueError(f"{f}: temperature is {temperature!r}, expected a finite number above 0")
-        self.temperature = float(temperature)
+        additive_score(f, activation)
+        self.temperature, self.activation = float(temperature), activation
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], prefix: str = "", **options: Any) -> AdditiveAttention:
@@ -216,7 +225,8 @@ class AdditiveAttention:
         projected = self._projected("query", query[:, None] if one else query, self._query)
         keys = self.precompute(memory) if keys is None else keys
         check_shape("AdditiveAttention", "keys", np.shape(keys), "(B, Tk, D)", (*memory.shape[:2], self._v.size))
-        options = {"scale": 1 / self.temperature, "lengths": lengths, "mask": mask, "bias": bias}
+        options = {"activation": self.activation, "scale": 1 / self.temperature}
+        options |= {"lengths": lengths, "mask": mask, "bias": bias}
         parts = zip(*(np.split(a, self.num_heads, -1) for a in (projected, keys, memory)))
         found = [additive_attention(*own, v, **options) for own, v in zip(parts, self._v)]
         context = np.concatenate([c for c, _ in found], -1)

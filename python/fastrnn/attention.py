@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _devices
-from ._attention_checks import check_scale, check_shapes
-from ._attention_kernels import WITH_V
+from ._attention_checks import additive_score, check_scale, check_shapes
+from ._attention_kernels import ACTIVATIONS, function_of
 from ._attention_masks import as_mask, expanded
 from ._attention_operators import attention
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory
@@ -23,6 +23,7 @@ def additive_attention(
     value: Tensor,
     v: Tensor,
     *,
+    activation: str = "tanh",
     scale: float = 1.0,
     lengths: Tensor | Sequence[int] | None = None,
     mask: Tensor | None = None,
@@ -30,14 +31,15 @@ def additive_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention of Bahdanau et al. (2015, arXiv 1409.0473) on queries and keys that have been projected.
 
-    score[q, k] = sum over d of v[d] tanh(query[q, d] + key[k, d]), softmax over k of scale * score + bias, weighted sum
-    of the values. Memory grows with Tq*Tk, not with Tq*Tk*D; gradients flow through the weights as well.
+    score[q, k] = sum over d of v[d] f(query[q, d] + key[k, d]), softmax over k of scale * score + bias, weighted sum of
+    the values. Memory grows with Tq*Tk, not with Tq*Tk*D; gradients flow through the weights as well.
 
     Args:
         query: [B, Tq, D]; float32 or float64, bfloat16 and float16 with sums in float32.
         key: [B, Tk, D].
         value: [B, Tk, Dv].
         v: [D].
+        activation: f, "tanh" or "relu".
         scale: what scores are multiplied by, 1/temperature.
         lengths: [B] integers in [0, Tk], the keys of each row that are real; clamped, not checked, on a GPU.
         mask: bool [B, Tq, Tk], or broadcast to it; true where a key may be attended.
@@ -53,7 +55,8 @@ def additive_attention(
         >>> q, k = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
         >>> context, weights = additive_attention(q, k, k, torch.ones(4))
     """
-    return _attend("additive", query, key, value, v, scale, lengths, mask, bias)
+    score = additive_score("additive_attention", activation)
+    return _attend(score, query, key, value, v, scale, lengths, mask, bias)
 
 
 def dot_attention(
@@ -90,26 +93,28 @@ def dot_attention(
     return _attend("dot", query, key, value, None, scale, lengths, mask, bias)
 
 
-def additive_scores(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
-    """The scores of additive attention alone: sum over d of v[d] tanh(query[q, d] + key[k, d]).
+def additive_scores(query: Tensor, key: Tensor, v: Tensor, *, activation: str = "tanh") -> Tensor:
+    """The scores of additive attention alone: sum over d of v[d] f(query[q, d] + key[k, d]).
 
     Args:
         query: [B, Tq, D]; float32 or float64, bfloat16 and float16 with sums in float32.
         key: [B, Tk, D].
         v: [D].
+        activation: f, "tanh" or "relu".
 
     Returns:
         scores [B, Tq, Tk]; no array of size Tq*Tk*D is made.
 
     Raises:
-        ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
+        ShapeError, DTypeError, DeviceError, ValueError: naming argument, what it is and what is expected.
 
     Example:
         >>> scores = additive_scores(torch.ones(2, 3, 4), torch.ones(2, 5, 4), torch.ones(4))
     """
+    score = additive_score("additive_scores", activation)
     (query, key, v), dtype = _cast(query, key, v)
     _check_tensors("additive_scores", {"query": query, "key": key, "v": v})
-    return _in_kernel_dtype(dtype, "additive", query, key, None, v)[1]
+    return _in_kernel_dtype(dtype, score, query, key, None, v)[1]
 
 
 def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
@@ -139,10 +144,10 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Tensor, Tensor]:
-    function = f"{score}_attention"
+    function = function_of(score)
     (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
     named = {"query": query, "key": key, "value": value}
-    _check_tensors(function, named | {"v": v} if score in WITH_V else named)
+    _check_tensors(function, named | {"v": v} if score in ACTIVATIONS else named)
     scale = check_scale(function, scale)
     B, Tq, Tk = *query.shape[:2], key.shape[1]
     if lengths is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn.functional import linear
 from .cells import CELLS, State
 
 
-def additive_scores(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
-    """Bahdanau et al. 2015: sum over d of v[d] tanh(query[q, d] + key[k, d])."""
-    return ((query.unsqueeze(2) + key.unsqueeze(1)).tanh() * v).sum(-1)
+def additive_scores(query: Tensor, key: Tensor, v: Tensor, activation: str = "tanh") -> Tensor:
+    """Bahdanau et al. 2015: sum over d of v[d] f(query[q, d] + key[k, d]), f tanh or relu."""
+    return (getattr(torch, activation)(query.unsqueeze(2) + key.unsqueeze(1)) * v).sum(-1)
 
 
 def dot_scores(query: Tensor, key: Tensor, v: None = None) -> Tensor:
@@ -21,7 +22,11 @@ def dot_scores(query: Tensor, key: Tensor, v: None = None) -> Tensor:
     return query @ key.transpose(1, 2)
 
 
-SCORES: dict[str, Callable[..., Tensor]] = {"additive": additive_scores, "dot": dot_scores}
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "additive": additive_scores,
+    "additive_relu": functools.partial(additive_scores, activation="relu"),
+    "dot": dot_scores,
+}
 
 
 def attention(
@@ -40,7 +45,7 @@ def attention(
     Args:
         score: a name in SCORES.
         query, key, value: [B, Tq, D], [B, Tk, D], [B, Tk, Dv]; value None for the raw scores.
-        v: [D], for the additive score.
+        v: [D], for the additive scores.
         lengths: [B] integers, how many keys are real.
         mask: bool [B, Tq, Tk], true where a key may be attended.
         bias: [B, Tq, Tk] or broadcast to it.

@@ -18,7 +18,7 @@ class AdditiveAttention(Attention):
         attention_size: width D of the space where they are added.
         bias: whether W_m has a bias b.
         device, dtype: as in torch.nn.
-        activation: "tanh", or "relu", which is not fused: it stores [B, Tq, Tk, D].
+        activation: "tanh" or "relu".
         weight_norm: True for g v / |v| in place of v, with a learned scalar g (Salimans & Kingma 2016).
         num_heads: the space and the memory are cut into that many parts of equal width, each attends with a v of its
             own (v is [num_heads, D/num_heads] then, g [num_heads]), and the contexts are joined; weights are [B,

@@ -210,7 +210,7 @@ class Attention(Module):
 
     def _fused(self) -> bool:
         """Whether _combine() calls a fused function, in which hidden keys are taken care of."""
-        return self.normalizer == "softmax" and self._score.fused and not (self.training and self.dropout > 0)
+        return self.normalizer == "softmax" and not (self.training and self.dropout > 0)
 
     def _attend(self, query: Tensor, keys: Tensor, memory: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
         return self._combine(self._score.queries(self, query), keys, memory, scope)

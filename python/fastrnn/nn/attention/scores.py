@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 from torch.nn.functional import normalize
 
+from ..._attention_checks import additive_score
 from ...attention import additive_attention, additive_scores, dot_attention, dot_scores
 
 SCORES = ("additive", "concat", "dot", "general", "cosine")
@@ -42,7 +43,6 @@ class Additive:
         self, bias: bool = True, activation: str = "tanh", weight_norm: bool = False, num_heads: int = 1
     ) -> None:
         self.bias, self.activation, self.weight_norm, self.num_heads = bias, activation, weight_norm, num_heads
-        self.fused = activation == "tanh"
 
     def make(self, m: Module, device: Any, dtype: Any) -> None:
         """Adds the parameters to module m."""
@@ -79,21 +79,19 @@ class Additive:
         return (m.g if self.num_heads == 1 else m.g[head]) * v / v.norm()
 
     def scores(self, m: Module, q: Tensor, k: Tensor, head: int = 0) -> Tensor:
-        if self.activation == "tanh":
-            return additive_scores(q, k, self._v(m, head))
-        return (q.unsqueeze(2) + k.unsqueeze(1)).relu() @ self._v(m, head)
+        return additive_scores(q, k, self._v(m, head), activation=self.activation)
 
     def attend(
         self, m: Module, q: Tensor, k: Tensor, value: Tensor, scope: Scope, head: int = 0
     ) -> tuple[Tensor, Tensor]:
         options = {"lengths": scope.lengths, "mask": scope.mask, "bias": scope.bias, "scale": 1 / m.temperature}
-        return additive_attention(q, k, value, self._v(m, head), **options)
+        return additive_attention(q, k, value, self._v(m, head), activation=self.activation, **options)
 
 
 class Dot:
     """scale (query . memory), and what derives from it."""
 
-    fused, projects, num_heads = True, False, 1
+    projects, num_heads = False, 1
 
     def __init__(self, scale: float | str = 1.0) -> None:
         self.scale = scale
@@ -178,8 +176,6 @@ def make_score(function: str, name: str, scale: float | str = 1.0, **additive: A
     if name in ("additive", "concat"):
         if scale != 1:
             raise ValueError(f"{function}: scale is {scale!r} with the score {name!r}, which has none; use temperature")
-        activation = additive.get("activation", "tanh")
-        if activation not in ("tanh", "relu"):
-            raise ValueError(f"{function}: activation is {activation!r}, expected 'tanh' or 'relu'")
+        additive_score(function, additive.get("activation", "tanh"))
         return Additive(bias=False) if name == "concat" else Additive(**additive)
     return {"dot": Dot, "general": General, "cosine": Cosine}[name](scale)
