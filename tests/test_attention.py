@@ -391,6 +391,17 @@ def test_bad_input_is_named(function, bad, error, message):
         function(**({name: good[name] for name in names} | bad))
 
 
+@pytest.mark.parametrize("B", [3, 200], ids=["few", "many"])
+def test_every_length_is_looked_at(B):
+    query, key = torch.ones(B, 1, 4), torch.ones(B, 5, 4)
+    for wrong in (-1, 6):
+        lengths = torch.full((B,), 5)
+        lengths[B // 2] = wrong
+        for given in (lengths, lengths.int(), lengths.tolist()):
+            with pytest.raises(ShapeError, match=f"dot_attention: lengths has {wrong}, expected 0 <= lengths <= T = 5"):
+                dot_attention(query, key, key, lengths=given)
+
+
 def test_the_operators_check_what_they_read():
     operator, backward = torch.ops.fastrnn.attention, torch.ops.fastrnn.attention_backward
     for call in (

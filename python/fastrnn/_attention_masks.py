@@ -83,6 +83,8 @@ def as_bias(function: str, bias: Tensor, symbols: str, shape: Sequence[int], lik
 def expanded(function: str, name: str, t: Tensor, symbols: str, shape: Sequence[int]) -> Tensor:
     """A view of t broadcast to `shape`."""
     check_memory(function, name, t)
+    if t.shape == shape:
+        return t
     try:
         return t.expand(shape)
     except RuntimeError:

@@ -48,7 +48,7 @@ def attention(
     tensors = (query, key, value, v, lengths, mask, bias)
     if ops.is_watched() or ops.is_exotic(tensors):
         return _forward_anywhere(score, *tensors, scale)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and ops.wants_gradient(tensors):
         return _Eager.apply(score, *tensors, scale)
     return _backends.attention_of(query).forward(score, *tensors, scale)
 

@@ -11,12 +11,29 @@ from torch.nn import Parameter
 from . import _checks
 from ._memory import check_storage
 
+# Bound once, like those of ops.py.
+_is_compiling = torch.compiler.is_compiling
+_functorch_active = torch._C._are_functorch_transforms_active
+_PLAIN = (Tensor, Parameter)
+_FEW = 64  # numbers that Python compares sooner than it calls a reduction
 WIDE_DTYPES = (torch.float32, torch.float64)
 NARROW_DTYPES = (torch.bfloat16, torch.float16)
 FLOATS = "float32, float64, bfloat16 or float16"
 _INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
+
+
+def is_plain(t: object, like: Tensor | None = None) -> bool:
+    """Whether t is a dense float32 or float64 tensor on a CPU, with the dtype of `like` if that is given.
+
+    The quick look: calls check argument by argument, to name the wrong one, only after this has failed.
+    """
+    return _is_dense_here(t) and t.dtype in WIDE_DTYPES and (like is None or t.dtype is like.dtype)
+
+
+def _is_dense_here(t: object) -> bool:
+    return type(t) in _PLAIN and t.is_cpu and t.layout is torch.strided and not t.is_nested
 
 
 def check_dense(function: str, name: str, t: object, kind: str = "a torch.Tensor") -> None:
@@ -66,8 +83,7 @@ def check_memory(function: str, name: str, t: Tensor) -> None:
 
     Kernels check this where they take addresses; this is for tensors that torch reads first.
     """
-    plain = type(t) in (Tensor, Parameter) and not t.is_meta
-    if plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if type(t) in _PLAIN and not t.is_meta and not _is_compiling() and not _functorch_active():
         check_storage(function, name, t)
 
 
@@ -85,6 +101,9 @@ def as_lengths(
         for
     other devices clamp.
     """
+    if _is_dense_here(lengths) and lengths.dtype is torch.int64 and lengths.shape == (B,) and like.is_cpu:
+        check_memory(function, "lengths", lengths)
+        return lengths
     if not isinstance(lengths, Tensor):
         lengths = _tensor_of(function, lengths)
     check_dense(function, "lengths", lengths)
@@ -111,7 +130,10 @@ def _tensor_of(function: str, lengths: object) -> Tensor:
 
 def check_lengths_within(function: str, lengths: Tensor, T: int) -> None:
     """Raises if lengths reach outside the sequence, where their values can be seen without waiting for a device."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if lengths.numel() and lengths.device.type == "cpu" and not traced:
-        lowest, highest = (int(n) for n in lengths.aminmax())
+    if lengths.is_cpu and lengths.numel() and not _is_compiling() and not _functorch_active():
+        if lengths.numel() <= _FEW:
+            found = lengths.tolist()
+            lowest, highest = min(found), max(found)
+        else:
+            lowest, highest = (int(n) for n in lengths.aminmax())
         _checks.check_lengths(function, lowest, highest, T)

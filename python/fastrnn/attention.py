@@ -12,7 +12,7 @@ from ._attention_checks import additive_score, check_scale, check_shapes
 from ._attention_kernels import ACTIVATIONS, function_of
 from ._attention_masks import as_mask, expanded
 from ._attention_operators import attention
-from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory
+from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory, is_plain
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
 
@@ -146,10 +146,12 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
 def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Tensor, Tensor]:
     function = function_of(score)
     (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
-    named = {"query": query, "key": key, "value": value}
-    _check_tensors(function, named | {"v": v} if score in ACTIVATIONS else named)
+    has_v = score in ACTIVATIONS
+    if not _fit(query, key, value, v, has_v):
+        named = {"query": query, "key": key, "value": value}
+        _check_tensors(function, named | {"v": v} if has_v else named)
     scale = check_scale(function, scale)
-    B, Tq, Tk = *query.shape[:2], key.shape[1]
+    (B, Tq, _), Tk = query.shape, key.shape[1]
     if lengths is not None:
         lengths = as_lengths(function, lengths, B, query, "query", Tk)
     if mask is not None:
@@ -180,6 +182,18 @@ def _in_kernel_dtype(dtype, score, query, key, value, v, lengths=None, mask=None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
+
+
+def _fit(query: object, key: object, value: object, v: object, has_v: bool) -> bool:
+    """Whether a quick look shows that _check_tensors() would find nothing."""
+    if not (is_plain(query) and is_plain(key, query) and is_plain(value, query)):
+        return False
+    if not query.ndim == key.ndim == value.ndim == 3:
+        return False
+    (B, _, D), (B_k, Tk, D_k), (B_v, Tk_v, _) = query.shape, key.shape, value.shape
+    if has_v and not (is_plain(v, query) and v.shape == (D,)):
+        return False
+    return B == B_k == B_v and Tk == Tk_v and D == D_k
 
 
 def _check_tensors(function: str, named: dict[str, object]) -> None:

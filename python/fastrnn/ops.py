@@ -27,6 +27,7 @@ __all__ = ["CELLS", "rnn_layer"]
 
 # Bound once: a chain of attribute lookups costs as much as the guard itself. The private names are those that torch's
 # own front ends use; each exists since 2.4.
+_PLAIN = (Tensor, Parameter)
 _is_compiling = torch.compiler.is_compiling
 _functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -127,7 +128,18 @@ def is_watched() -> bool:
 
 def is_exotic(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a tensor is of a subclass, which may want to see the operator, or has no memory."""
-    return any(type(t) not in (Tensor, Parameter) or t.is_meta for t in tensors if t is not None)
+    for t in tensors:  # a generator would take twice as long
+        if t is not None and (type(t) not in _PLAIN or t.is_meta):
+            return True
+    return False
+
+
+def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a tensor takes part in the differentiation."""
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def _refuse(function: str, special: bool, place: str) -> None:

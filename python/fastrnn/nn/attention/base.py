@@ -17,7 +17,7 @@ from torch.nn.functional import dropout
 
 from ... import _checks, normalizers
 from ..._attention_masks import as_bias, as_mask, check_temperature, cleared, hidden_keys, valid_keys
-from ..._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory
+from ..._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory, is_plain
 from .scores import Scope, Score, make_score
 
 
@@ -143,22 +143,19 @@ class Attention(Module):
         one = query.ndim == 2
         if one:
             query = query.unsqueeze(1)
-            scope = scope._replace(mask=_for_step(scope.mask), bias=_for_step(scope.bias))
+            if scope.mask is not None or scope.bias is not None:
+                scope = scope._replace(mask=_for_step(scope.mask), bias=_for_step(scope.bias))
         _checks.check_rank(name, "query", query.shape, "(B, Tq, query_size)", " or (B, query_size)")
         self._check_memory(memory)
-        if not torch.is_autocast_enabled("cpu"):
-            check_like(name, "memory", memory, query, "query")
-        B, Tq = query.shape[:2]
-        _checks.check_shape(name, "query", query.shape, "(B, Tq, query_size)", (memory.shape[0], Tq, self.query_size))
-        Tk = memory.shape[1]
+        self._check_like("memory", memory, query, "query")
+        (B, Tk, _), Tq = memory.shape, query.shape[1]
+        _checks.check_shape(name, "query", query.shape, "(B, Tq, query_size)", (B, Tq, self.query_size))
         scope = self._checked_scope(scope, (B, Tq, Tk), memory)
         if keys is None:
             keys = self._keys(memory, scope)
         else:
-            check_floats(name, "keys", keys)
+            self._check_like("keys", keys, memory, "memory")
             check_memory(name, "keys", keys)
-            if not torch.is_autocast_enabled("cpu"):
-                check_like(name, "keys", keys, memory, "memory")
         _checks.check_shape(name, "keys", keys.shape, "(B, Tk, D)", (B, Tk, self._score.key_size(self)))
         if not self._fused():
             hidden = self._hidden(scope, Tk)
@@ -168,8 +165,10 @@ class Attention(Module):
 
     def _checked_scope(self, scope: Scope, shape: tuple[int, int, int], memory: Tensor) -> Scope:
         """Lengths as a tensor, mask and bias [B, Tq, Tk]."""
-        name, symbols = type(self).__name__, "(B, Tq, Tk)"
         lengths, mask, bias, _ = scope
+        if lengths is None and mask is None and bias is None:
+            return scope
+        name, symbols = type(self).__name__, "(B, Tq, Tk)"
         if lengths is not None:
             lengths = as_lengths(name, lengths, shape[0], memory, "memory", shape[2])
             check_lengths_within(name, lengths, shape[2])
@@ -193,20 +192,30 @@ class Attention(Module):
         return state
 
     def _check_memory(self, memory: Tensor) -> None:
-        name = type(self).__name__
         self._check_floats("memory", memory)
-        _checks.check_rank(name, "memory", memory.shape, "(B, Tk, memory_size)")
-        symbols, expected = "(B, Tk, memory_size)", (*memory.shape[:2], self.memory_size)
-        _checks.check_shape(name, "memory", memory.shape, symbols, expected)
+        shape, name, symbols = memory.shape, type(self).__name__, "(B, Tk, memory_size)"
+        if len(shape) != 3 or shape[2] != self.memory_size:
+            _checks.check_rank(name, "memory", shape, symbols)
+            _checks.check_shape(name, "memory", shape, symbols, (*shape[:2], self.memory_size))
 
     def _check_floats(self, argument: str, t: Tensor) -> None:
         """Raises unless t is a tensor that the parameters can be applied to."""
-        name = type(self).__name__
-        check_floats(name, argument, t)
-        check_memory(name, argument, t)
-        weight = next(self.parameters(), None)
-        if weight is not None and not torch.is_autocast_enabled("cpu"):
-            check_like(name, argument, t, weight, "the parameters")
+        weight = next(iter(self._parameters.values()), None)  # parameters() takes ten times as long
+        if weight is None:
+            weight = next(self.parameters(), None)
+        if weight is not None:
+            self._check_like(argument, t, weight, "the parameters")
+        else:
+            check_floats(type(self).__name__, argument, t)
+        check_memory(type(self).__name__, argument, t)
+
+    def _check_like(self, argument: str, t: Tensor, other: Tensor, other_name: str) -> None:
+        """Raises unless t can be computed with another tensor that has been checked, or is cast as autocast casts that."""
+        if is_plain(t, other) and other.is_cpu:
+            return
+        check_floats(type(self).__name__, argument, t)
+        if not torch.is_autocast_enabled("cpu"):
+            check_like(type(self).__name__, argument, t, other, other_name)
 
     def _fused(self) -> bool:
         """Whether _combine() calls a fused function, in which hidden keys are taken care of."""
