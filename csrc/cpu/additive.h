@@ -34,11 +34,13 @@ constexpr bool divides(int i) { return i % 2 != 0; }
 template <class T, bool pair>
 struct AdditiveTerm {
   using V = Vec<T>;
-  const T* u;
+  static constexpr bool kCentred = true;  // r is 1/2 where tanh is 0
+  const T *u, *centres;
   struct Column {
     V u0, u1;
   };
   FASTRNN_HD Column at(int64_t d) const { return {V::load(u + d), V::load(u + d + V::kWidth)}; }
+  FASTRNN_HD V centre(int64_t block) const { return V::load(centres + block * V::kWidth); }
   FASTRNN_HD V add(V sum, const Column& c, int i, V a0, V b0, V a1, V b1) const {
     const V x = c.u0 + a0 * b0, y = c.u1 + a1 * b1;
     if constexpr (pair) return sum + (divides(i) ? quotient<true>(x + y, x * y) : quotient<false>(x + y, x * y));
@@ -48,6 +50,7 @@ struct AdditiveTerm {
 template <class Activation, class T>
 struct AdditiveExactTerm {
   using V = Vec<T>;
+  static constexpr bool kCentred = false;
   const T* v;
   FASTRNN_HD int64_t at(int64_t d) const { return d; }
   FASTRNN_HD V add(V sum, int64_t d, int, V a0, V b0, V a1, V b1) const {
@@ -104,6 +107,7 @@ class Additive {
     R_ = arena.take<T>(s_.Tk * Dp_);
     u_ = arena.take<T>(Dp_);
     Pu_ = arena.take<T>(Dp_);
+    centres_ = arena.take<T>(round_up(Dp_, kCentredSteps * 2 * W) / (kCentredSteps * 2));
     queries_ = arena.take<const T*>(s_.Tq);
     keys_ = arena.take<const T*>(s_.Tk);
   }
@@ -111,10 +115,10 @@ class Additive {
   // Scores of queries [q0, q1) of batch b into rows of into (row stride Tk), for all real keys.
   void scores(int64_t b, int64_t q0, int64_t q1, int64_t keys, T* into, Ahead& ahead) {
     const T *query = p_.query + b * s_.Tq * s_.D, *key = p_.key + b * s_.Tk * s_.D;
-    T highest_v = 0, total_v = 0, exponent = T(INFINITY);
+    T highest_v = 0, offset = 0, exponent = T(INFINITY);
     if constexpr (Activation::kExponentials) {
       highest_v = magnitude(p_.v, s_.D);
-      total_v = fold_v(highest_v);
+      offset = fold_v(highest_v);
       // Decided for the batch as a whole, so that results do not depend on how queries are divided. log of u P R:
       exponent = highest_exponent(query, key, keys) + log_u_;
     }
@@ -122,12 +126,12 @@ class Additive {
     if (exact) copy_or_zero(p_.v, s_.D, u_, Dp_);
     for (int64_t q = q0; q < q1; ++q) queries_[q - q0] = row(query + q * s_.D, exact, Pu_, P_ + (q - q0) * Dp_);
     for (int64_t k = 0; k < keys; ++k) keys_[k] = row(key + k * s_.D, exact, nullptr, R_ + k * Dp_);
-    const auto run = [&](const auto& term, T offset, T factor) {
-      inner_products(Dp_, q1 - q0, queries_, keys, keys_, term, offset, factor, into, s_.Tk, ahead);
+    const auto run = [&](const auto& term, T plus, T factor) {
+      inner_products(Dp_, q1 - q0, queries_, keys, keys_, term, plus, factor, into, s_.Tk, ahead);
     };
     if constexpr (Activation::kExponentials) {
-      if (pair) return run(AdditiveTerm<T, true>{u_}, total_v, T(-2) * highest_v);
-      if (!exact) return run(AdditiveTerm<T, false>{u_}, total_v, T(-2) * highest_v);
+      if (pair) return run(AdditiveTerm<T, true>{u_, centres_}, offset, T(-2) * highest_v);
+      if (!exact) return run(AdditiveTerm<T, false>{u_, centres_}, offset, T(-2) * highest_v);
     }
     run(AdditiveExactTerm<Activation, T>{u_}, T(0), T(1));
   }
@@ -159,7 +163,8 @@ class Additive {
     return T(2) * (magnitude(query, s_.Tq * s_.D) + magnitude(key, keys * s_.D));
   }
   // u and what queries are multiplied by, both m / v. A v below m 2^-34 counts as zero: its term is 2^-60 m, whatever
-  // the query, as in the columns beyond D. Returns the sum of v.
+  // the query, as in the columns beyond D. A centre is the sum of 1/(2 u) of a block's columns, lane by lane. Returns
+  // what is left of the sum of v, next to nothing: what centres and v that count as zero have lost.
   T fold_v(T highest_v) {
     constexpr T kNothing = T(1152921504606846976), kSmall = T(1) / (T(1 << 17) * T(1 << 17));
     T highest_u = 1;
@@ -173,6 +178,15 @@ class Additive {
       total += v;
     }
     log_u_ = highest_v < T(INFINITY) ? T(::log(double(highest_u))) : T(INFINITY);
+    constexpr int64_t kBlock = kCentredSteps * 2 * W;
+    for (int64_t d0 = 0; d0 < Dp_; d0 += kBlock)
+      for (int64_t lane = 0; lane < W; ++lane) {
+        double sum = 0;
+        for (int64_t d = d0 + lane; d < d0 + kBlock && d < Dp_; d += W) sum += Pu_[d] == 0 ? 0 : 0.5 / u_[d];
+        T& centre = centres_[d0 / kBlock * W + lane];
+        centre = T(sum);
+        total -= 2 * double(highest_v) * centre;
+      }
     return T(total);
   }
   // e^(2 row), times `factors` where given, or the row itself, which needs no copy where D is whole; zeros beyond D.
@@ -266,7 +280,7 @@ class Additive {
   const AttentionInput<T>& p_;
   const AttentionShape& s_;
   const int64_t Dp_;
-  T *P_, *R_, *dkey_, *totals_, *u_, *Pu_;
+  T *P_, *R_, *dkey_, *totals_, *u_, *Pu_, *centres_;
   T log_u_;
   const T **queries_, **keys_;
 };

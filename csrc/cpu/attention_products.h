@@ -42,7 +42,10 @@ FASTRNN_HD Vec<T> row_sums(Vec<T>* rows) {
   return rows[0];
 }
 
-// TI rows of a by kTile rows of b, n a multiple of 2 W: sums [TI][kTile]. Each accumulator has W partial sums.
+// TI rows of a by kTile rows of b, n a multiple of 2 W: sums [TI][kTile]. Each accumulator has W partial sums. A term
+// that says what its sums are around (kCentred) has that taken off every kCentredSteps steps of 2 W columns, so that
+// what is summed, and its rounding, stays small.
+constexpr int kCentredSteps = 4;
 template <int TI, class T, class Term>
 void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& term, T* sums) {
   using V = Vec<T>;
@@ -50,16 +53,25 @@ void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& ter
   V acc[kSums];
 #pragma GCC unroll 16
   for (int i = 0; i < kSums; ++i) acc[i] = V(0);
-  for (int64_t d = 0; d < n; d += 2 * W) {
-    const auto at = term.at(d);
+  constexpr int64_t kBlock = Term::kCentred ? kCentredSteps * 2 * W : INT64_MAX;
+  for (int64_t d = 0, block = 0; d < n; ++block) {
+    const int64_t end = n - d > kBlock ? d + kBlock : n;
+    for (; d < end; d += 2 * W) {
+      const auto at = term.at(d);
 #pragma GCC unroll 4
-    for (int j = 0; j < kTile; ++j) {
-      const V b0 = V::load(b[j] + d), b1 = V::load(b[j] + d + W);
+      for (int j = 0; j < kTile; ++j) {
+        const V b0 = V::load(b[j] + d), b1 = V::load(b[j] + d + W);
 #pragma GCC unroll 4
-      for (int i = 0; i < TI; ++i) {
-        V& sum = acc[i * kTile + j];
-        sum = term.add(sum, at, i, V::load(a[i] + d), b0, V::load(a[i] + d + W), b1);
+        for (int i = 0; i < TI; ++i) {
+          V& sum = acc[i * kTile + j];
+          sum = term.add(sum, at, i, V::load(a[i] + d), b0, V::load(a[i] + d + W), b1);
+        }
       }
+    }
+    if constexpr (Term::kCentred) {
+      const V centre = term.centre(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSums; ++i) acc[i] = acc[i] - centre;
     }
   }
   constexpr int kGroup = W < kSums ? W : kSums;
@@ -94,6 +106,7 @@ void inner_products(int64_t n, int64_t M, const T* const* a, int64_t N, const T*
 template <class T>
 struct ProductTerm {
   using V = Vec<T>;
+  static constexpr bool kCentred = false;
   FASTRNN_HD int at(int64_t) const { return 0; }
   FASTRNN_HD V add(V sum, int, int, V a0, V b0, V a1, V b1) const { return sum + a0 * b0 + a1 * b1; }
 };

@@ -129,7 +129,7 @@ def _after_loop(
     query = kept(at.query, A).contiguous()
     parts = query.new_empty(B, A)
     module.additive_gradients(
-        _cuda_kernels.DTYPES[query.dtype], *_cuda_kernels.place_of(query), (B, T, Tk, A),
+        _cuda_kernels.DTYPES[query.dtype], *_cuda_kernels.place_of(query), (B, T, Tk, A), "tanh",
         [*map(address_of, (query, given.keys, given.v, given.lengths))], loop.dscores.data_ptr(),
         loop.dquery.data_ptr(), dkeys.data_ptr(), loop.dquery.data_ptr(), parts.data_ptr(),
     )  # fmt: skip
