@@ -66,8 +66,24 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
 
   // Whether no gradient of a state crosses from step k to the one before.
   __device__ bool cuts(const RowTime& when, int64_t row, int64_t k) const {
-    return when.fresh(p_, row, k) ||
-           (kSpecial && when.marked(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, row, k));
+    return Base::fresh(when, row, k) || detached(when, row, k);
+  }
+  __device__ bool detached(const RowTime& when, int64_t row, int64_t k) const {
+    return kSpecial && when.marked(p_.detach_mask, p_.detach_stride_t, p_.detach_stride_b, row, k);
+  }
+  // Where the gradient of initial state q of one unit of one row is added up.
+  __device__ A* owed(int q, int64_t row, int64_t unit) const {
+    return as<A>(p_.dinitial) + ((at_.d * p_.B + row) * kStates + q) * p_.H + unit;
+  }
+  // If step k starts from the initial state again: what reached the state that entered it (ds, and through the product
+  // dh) belongs to the initial state and not to the step before.
+  __device__ void give_back(const RowTime& when, int64_t row, int64_t unit, int64_t k, A* ds, A& dh) const {
+    if (k >= when.length || !Base::returns(when, row, k) || detached(when, row, k)) return;
+    for (int q = 0; q < kStates; ++q) {
+      *owed(q, row, unit) += q == 0 ? ds[0] + dh : ds[q * pairs()];
+      ds[q * pairs()] = A(0);
+    }
+    dh = A(0);
   }
   template <int stage>
   __device__ void clip(A* dx, A* dr) const {
@@ -89,12 +105,11 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     if (i >= pairs() || row >= p_.B || unit >= p_.H) return v;
     const RowTime when(p_, row, at_.d);
     if (k >= when.length) return v;
-    const bool fresh = when.fresh(p_, row, k);
+    const bool fresh = Base::fresh(when, row, k);
     const int64_t t = when.time(k), before = when.time(k - 1);
     const E* reserve = as<E>(p_.reserve) + Base::reserve_at(0, row, unit);
     const int64_t per_step = p_.B * Base::slots() * p_.H;
     const E* y = as<E>(p_.y) + row * p_.y_stride_b + at_.d * p_.H + unit;
-    const int64_t state_at = (at_.d * p_.B + row) * p_.H + unit;
     const int gates = Base::kept_gates();
     for (int q = 0; gates && q < K; ++q) v.saved[q] = widen(reserve[t * per_step + q * p_.H]);
     v.s_new[0] = widen(y[t * p_.y_stride_t]);
@@ -102,9 +117,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
         Base::keeps_raw() ? Base::slots() - kStates : gates - 1;  // what the cell found, not what zoneout left
     for (int q = 1; q < kStates; ++q) v.s_new[q] = widen(reserve[t * per_step + (raw + q) * p_.H]);
     for (int q = 0; q < kStates && !fresh; ++q) {
-      const E* first = as<E>(p_.states_in[q]);
-      if (k == 0)
-        v.s[q] = first ? widen(first[state_at]) : A(0);
+      if (k == 0 || Base::returns(when, row, k))
+        v.s[q] = Base::initial(q, row, unit);
       else
         v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (gates + q - 1) * p_.H]);
     }
@@ -176,9 +190,10 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       clip<0>(dx, dr);
       ds[0] = cut ? A(0) : ds_old[0];
     } else {
-      A ds_new[kStates], past[kStates];
+      A ds_new[kStates], past[kStates], dh = continues ? at.noise.in_product(arrived(e, i)) : A(0);
+      give_back(when, row, unit, k + 1, ds, dh);
       for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
-      ds_new[0] = ds_new[0] + at.dy + (continues ? at.noise.in_product(arrived(e, i)) : A(0));
+      ds_new[0] = ds_new[0] + at.dy + dh;
       if (kSpecial && kStates > 1) ds_new[kStates - 1] = ds_new[kStates - 1] + at.dc;
       at.noise.split(ds_new, past);
       A vectors[kVectorRoom<Cell>];
@@ -241,6 +256,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
         A sum = A(0);
         if (through) sum = kSpecial ? Base::h_factor(row, unit) * arrived(exchanges(), i) : arrived(exchanges(), i);
         sum = state_[s * pairs() + i] + sum;
+        if (kSpecial && p_.dinitial) sum += *owed(s, row, unit);
         out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(sum);
       }
     signals_.close();

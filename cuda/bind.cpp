@@ -131,6 +131,7 @@ struct Layer {  // the arguments that forward and backward share
   Addresses weights, states_in;
   Address lengths, reset_mask;
   int64_t reset_t, reset_b;
+  bool reset_to_initial;
   Address y;
   int64_t y_t, y_b;
   Address reserve, workspace;
@@ -151,6 +152,7 @@ struct Layer {  // the arguments that forward and backward share
     p.reset_mask = at<const uint8_t>(reset_mask);
     p.reset_stride_t = reset_t;
     p.reset_stride_b = reset_b;
+    p.reset_to_initial = reset_to_initial;
     p.y = at<void>(y);
     p.y_stride_t = y_t;
     p.y_stride_b = y_b;
@@ -186,7 +188,7 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
 void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
                   int64_t dy_b, const Addresses& dstates_out, Address dc, int64_t dc_t, int64_t dc_b,
                   Address detach_mask, int64_t detach_t, int64_t detach_b, double grad_clip, Address dgx, Address dgr,
-                  Address dvectors, Address h_prev, const Addresses& dstates_in) {
+                  Address dvectors, Address h_prev, const Addresses& dstates_in, Address dinitial) {
   const OnDevice guard(device);
   check_waits();
   CudaBackward p{};
@@ -205,6 +207,7 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
   p.dgr = at<void>(dgr);
   p.dvectors = at<void>(dvectors);
   p.h_prev = at<void>(h_prev);
+  p.dinitial = at<void>(dinitial);
   for (int s = 0; s < 2; ++s) {
     p.dstates_out[s] = at<void>(dstates_out, s);
     p.dstates_in[s] = at<void>(dstates_in, s);
@@ -265,8 +268,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
   py::class_<Layer>(m, "Layer", py::module_local())
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
-                       int64_t reset_b, Address y, int64_t y_t, int64_t y_b, Address reserve, Address workspace,
-                       std::tuple<uint64_t, double, double, bool, Address> noise, bool recompute) {
+                       int64_t reset_b, bool reset_to_initial, Address y, int64_t y_t, int64_t y_b, Address reserve,
+                       Address workspace, std::tuple<uint64_t, double, double, bool, Address> noise, bool recompute) {
         return Layer{std::move(cell),
                      std::move(dtype),
                      T,
@@ -279,6 +282,7 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
                      reset_mask,
                      reset_t,
                      reset_b,
+                     reset_to_initial,
                      y,
                      y_t,
                      y_b,

@@ -119,7 +119,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
       if (kLate && p_.reserve) slot(k, row, unit)[(K - 1) * p_.H] = E(0.f);  // backward's product reads every u
       return state[0];
     }
-    const bool fresh = when.fresh(p_, row, k);
+    const bool fresh = Base::fresh(when, row, k);
     A s[kStates], s_new[kStates], saved[K], rec[G];
     for (int q = 0; q < kStates; ++q) s[q] = fresh ? A(0) : state[q * pairs()];
     for (int g = 0; g < S::gates(stage); ++g) {
@@ -154,6 +154,8 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
         for (int q = 0; gates && q < K; ++q) to[q * p_.H] = narrow<E>(saved[q]);
         for (int q = 1; q < kStates; ++q) to[(gates + q - 1) * p_.H] = narrow<E>(s_new[q]);
       }
+      if (k + 1 < when.length && Base::returns(when, row, k + 1))  // then the next step, and its product, finds this
+        for (int q = 0; q < kStates; ++q) state[q * pairs()] = s_new[q] = Base::initial(q, row, unit);
       return in.noise.in_product(s_new[0]);
     }
   }

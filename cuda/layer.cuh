@@ -257,6 +257,19 @@ class LayerRun {
     return ((at_.d * p_.T + t) * p_.B + row) * slots() * p_.H + unit;
   }
 
+  // Whether step k starts from the zero state.
+  __device__ bool fresh(const RowTime& when, int64_t row, int64_t k) const {
+    return !(kSpecial && p_.reset_to_initial) && when.fresh(p_, row, k);
+  }
+  // Whether step k starts from the initial state again; step 0 does so without a reset.
+  __device__ bool returns(const RowTime& when, int64_t row, int64_t k) const {
+    return kSpecial && p_.reset_to_initial && k > 0 && when.fresh(p_, row, k);
+  }
+  __device__ A initial(int q, int64_t row, int64_t unit) const {
+    const E* from = as<E>(p_.states_in[q]);
+    return from ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+  }
+
   // What reads h of this unit in a product reads it times this.
   __device__ A h_factor(int64_t row, int64_t unit) const {
     if (!kSpecial || !p_.h_mask) return A(1);

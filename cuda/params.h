@@ -33,6 +33,7 @@ struct CudaLayer {
   const int64_t* lengths;     // [B], clamped to [0, T]; null = all T
   const uint8_t* reset_mask;  // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
+  bool reset_to_initial;  // where reset_mask is true, states_in enters instead of zeros
   Zoneout zoneout;
   const void* h_mask;  // [D, B, H] factors of h where the recurrent product reads it; null = none
   void* y;             // [T, B, D*H]
@@ -46,8 +47,8 @@ struct CudaLayer {
   int64_t first, last;     // exchanges [first, last) of this launch: all of them, or one (stepwise)
   Geometry geometry;
 
-  // Whether the kernels that know regularisers and recomputed gates have to run.
-  bool special() const { return zoneout.any() || h_mask || recompute; }
+  // Whether the kernels that know regularisers, resets to the initial state and recomputed gates have to run.
+  bool special() const { return zoneout.any() || h_mask || recompute || reset_to_initial; }
 };
 
 struct CudaForward : CudaLayer {
@@ -70,6 +71,9 @@ struct CudaBackward : CudaLayer {
   void* dvectors;       // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
   void* h_prev;         // [T, B, D*H] the h that entered each step; zero beyond the lengths
   void* dstates_in[2];  // null = not wanted
+  // [D, B, S, H] of the type of sums, zero on entry: what the steps that were reset to the initial state owe it. Null
+  // unless reset_to_initial.
+  void* dinitial;
 
   bool special() const { return CudaLayer::special() || dc || detach_mask || grad_clip > 0; }
 };

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
 from cases import Case  # noqa: E402
+from torch.nn import init as nn_init  # noqa: E402
 
 from fastrnn import DTypeError, ShapeError, _backends, _cuda_kernels, nn, ops  # noqa: E402
 from fastrnn._backprop import Backprop  # noqa: E402
@@ -82,9 +83,7 @@ EVERY = [
 ] + [
     (schedule, cell, case, dtype)
     for dtype in TOLERANCE
-    for schedule, cell, case in itertools.product(
-        schedules_for(dtype), cases.WITH_C, [c for c in cases.PROJECTED if c.reset_to == "zero"]
-    )
+    for schedule, cell, case in itertools.product(schedules_for(dtype), cases.WITH_C, cases.PROJECTED)
     if cell in CELLS and cell not in SAME_BUT_FOR_AN_ACTIVATION
     if schedule not in ("cluster", "grid") or case.H > 8
 ]
@@ -110,6 +109,11 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
 
 # Those of fastrnn.nn.LSTM, GRU and RNN, which have these options.
 REGULARISED = [c for c in CELLS if c.startswith(("lstm", "gru", "rnn"))]
+# Resets to the initial state, never, often and always, the last with padded rows that reset as well.
+INITIAL = [
+    Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3, reset_to="initial"),
+    Case(3, 34, 3, 40, ragged=True, batch_first=True, reset=1.0, reset_to="initial"),
+]
 # Regularisers and gradients of c of every step run in kernels of their own: every cell in every schedule once, the other
 # element types, options and expectations with cells that differ in kind.
 SPECIAL = [
@@ -122,6 +126,17 @@ SPECIAL = [
         (schedule, cell, CASES[2], dtype)
         for dtype in list(TOLERANCE)[1:]
         for schedule, cell in itertools.product(schedules_for(dtype), ["lstm", "gru", "gru_reset_before"])
+    ),
+]
+SPECIAL += [
+    *itertools.product(
+        SCHEDULES, ["lstm_peephole", "gru", "gru_reset_before", "rnn_tanh"], INITIAL[:1], [torch.float32]
+    ),
+    *itertools.product(["cta", "stepwise"], ["lstm", "gru_reset_before"], INITIAL[1:], [torch.float32]),
+    *(
+        (schedule, cell, INITIAL[0], dtype)
+        for dtype in list(TOLERANCE)[1:]
+        for schedule, cell in itertools.product(("cta", "stepwise"), ["lstm_cifg", "gru_reset_before"])
     ),
 ]
 SPECIAL = [(*of, True) for of in SPECIAL] + [
@@ -143,6 +158,7 @@ RECOMPUTED = [
     *itertools.product(["cta"], [c for c in REGULARISED if "before" not in c], [CASES[2]], [torch.float32], [True]),
     *itertools.product(SCHEDULES[1:], ["lstm", "gru"], [CASES[2]], [torch.float32], [True]),
     *itertools.product(["cta"], ["lstm", "gru"], CASES[1:2], [torch.float32, torch.float64, torch.bfloat16], [False]),
+    *itertools.product(["cta"], ["lstm_peephole", "gru"], INITIAL, [torch.float32], [True]),
 ]
 
 
@@ -167,15 +183,19 @@ def test_recomputed_gates_match_oracle(device, schedule, cell, case, dtype, trai
 
 # Every cell in one schedule, where a product is alone and where there are two in all of them.
 CUT = [
-    *itertools.product(["cta"], [c for c in REGULARISED if c not in SAME_BUT_FOR_AN_ACTIVATION], [torch.float32]),
-    *itertools.product(SCHEDULES[1:], ["lstm", "gru_reset_before"], [torch.float32]),
-    *itertools.product(["cta"], ["lstm", "gru"], [torch.float64, torch.bfloat16]),
+    *itertools.product(
+        ["cta"], [c for c in REGULARISED if c not in SAME_BUT_FOR_AN_ACTIVATION], CASES[2:3], [torch.float32]
+    ),
+    *itertools.product(SCHEDULES[1:], ["lstm", "gru_reset_before"], CASES[2:3], [torch.float32]),
+    *itertools.product(["cta"], ["lstm", "gru"], CASES[2:3], [torch.float64, torch.bfloat16]),
+    *itertools.product(["cta"], ["lstm", "gru_reset_before"], INITIAL[:1], [torch.float32]),
 ]
 
 
-@pytest.mark.parametrize(("schedule", "cell", "dtype"), CUT, ids=[f"{s}-{c}-{str(d)[6:]}" for s, c, d in CUT])
-def test_clipped_and_detached_gradients_match_oracle(device, schedule, cell, dtype):
-    case = CASES[2]
+@pytest.mark.parametrize(
+    ("schedule", "cell", "case", "dtype"), CUT, ids=[f"{s}-{c}-{k}-{str(d)[6:]}" for s, c, k, d in CUT]
+)
+def test_clipped_and_detached_gradients_match_oracle(device, schedule, cell, case, dtype):
     shape = (case.B, case.T) if case.batch_first else (case.T, case.B)
     detach_mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)).to(device) < 0.3
     matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(0, 0.05, detach_mask)})
@@ -366,19 +386,32 @@ def test_a_schedule_that_cannot_run_is_refused(cuda_host):
 # ---- through the modules
 
 
-@pytest.mark.parametrize("options", [{}, {"zoneout": 0.3, "recurrent_dropout": 0.2, "weight_dropout": 0.1}], ids=str)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *itertools.product(
+            ["LSTM", "GRU", "RNN"], [{}, {"zoneout": 0.3, "recurrent_dropout": 0.2, "weight_dropout": 0.1}]
+        ),
+        ("LSTM", {"reset_to": "initial", "learn_initial_state": True, "num_heads": 2, "zoneout": 0.2}),
+        ("LSTM", {"reset_to": "initial", "learn_initial_state": True, "proj_size": 7}),
+    ],
+    ids=str,
+)
 def test_modules_on_both_engines_agree(device, kind, options):
     def build():
         torch.manual_seed(3)
-        return getattr(nn, kind)(5, 20, num_layers=2, bidirectional=True, batch_first=True, **options)
+        module = getattr(nn, kind)(5, 20, num_layers=2, bidirectional=True, batch_first=True, **options)
+        for name, p in module.named_parameters():
+            if name.startswith("initial"):
+                nn_init.normal_(p)
+        return module
 
     module, x = build().to(device), torch.randn(3, 6, 5)
-    own, lengths = x.to(device).requires_grad_(), [6, 0, 3]
+    own, lengths, resets = x.to(device).requires_grad_(), [6, 0, 3], torch.rand(3, 6).to(device) < 0.3
 
     def loss(module, x):
         torch.manual_seed(4)  # of the regularisers
-        y, _, states = module(x, lengths=lengths, return_states=True)
+        y, _, states = module(x, lengths=lengths, reset_mask=resets.to(x.device), return_states=True)
         sum(t.square().sum() for t in (y, *states.c)).backward()
         return y
 
@@ -514,9 +547,8 @@ def test_what_the_engine_lacks_is_named(host):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4)), noise=Noise(1, (0.1, 0.0), True))
     with pytest.raises(NotImplementedError, match="gru: candidate_dropout is not implemented on cuda"):
         nn.GRU(4, 8, candidate_dropout=0.1)(torch.ones(3, 2, 4))
-    with pytest.raises(NotImplementedError, match="gru: reset_to='initial' is not implemented on cuda"):
-        mask = torch.ones(3, 2, dtype=torch.bool)
-        nn.GRU(4, 8, reset_to="initial")(torch.ones(3, 2, 4), torch.ones(1, 2, 8), reset_mask=mask)
+    with pytest.raises(NotImplementedError, match="fastgrnn: .* reset_to='initial', .* not implemented on cuda"):
+        cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4, reset=1.0, reset_to="initial")))
     with pytest.raises(NotImplementedError, match="lstm: layer_norm has no CUDA kernels, expected tensors on cpu"):
         nn.LSTM(4, 8, layer_norm=True)(torch.ones(3, 2, 4))
     with pytest.raises(

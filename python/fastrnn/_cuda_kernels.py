@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _cells, _kernels, _oracle
+from . import _cells, _cuda_projected, _kernels, _oracle
 from . import _cuda_projection as projection
 from ._backprop import Backprop
 from ._cells import CELLS, sizes
@@ -67,7 +67,7 @@ def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None, recompute: bool = False
 ) -> tuple[int, ...]:
     """As _cells.reserve_shape(), without padding, and without gates if they are recomputed; what belongs to a
-    projection comes after the rest, see _split()."""
+    projection comes after the rest, see _cuda_projected.split()."""
     D, T, B, slots, _ = _cells.reserve_shape(cell, T, B, H, P, directions, noise)
     return D, T, B, slots - recompute * _kept_gates(cell), H
 
@@ -80,13 +80,6 @@ def _kept_gates(cell: str) -> int:
 def _recomputes(cell: str, reserve: Tensor) -> bool:
     """Whether forward has left the gates to backward."""
     return reserve.shape[3] < CELLS[cell][2]
-
-
-def _split(reserve: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a projected layer's reserve: what the kernel keeps, and h before the projection [T*B, D*H] after it."""
-    D, T, B, slots, H = reserve.shape
-    kept, m = reserve.view(-1).split((D * T * B * (slots - 1) * H, D * T * B * H))
-    return kept, m.view(T * B, D * H)
 
 
 def prepare_any(
@@ -118,12 +111,7 @@ def _strides(t: Tensor | None, batch_first: bool) -> tuple[int, int]:
     return (second, first) if batch_first else (first, second)
 
 
-def _by_direction(t: Tensor | None, D: int, batch_first: bool) -> Sequence[Tensor | None]:
-    """Views [T, B, ...] of the columns of each direction."""
-    return [None] * D if t is None else (t.transpose(0, 1) if batch_first else t).chunk(D, dim=-1)
-
-
-class _Recurrence:
+class Recurrence:
     """The serial part of a layer: calls of the kernels, which know no input and no projection."""
 
     def __init__(
@@ -131,7 +119,7 @@ class _Recurrence:
         cell: str,
         x: Tensor,
         ways: Sequence[Direction],
-        rows: tuple,
+        rows: tuple,  # lengths, reset_mask, whether resets return to the initial state
         shape: tuple,
         batch_first: bool,
         schedule: str,
@@ -142,12 +130,15 @@ class _Recurrence:
         self.noise = _QUIET if noise is None else noise.for_cuda()
         self._h_mask = None if noise is None else noise.h_mask  # keeps its memory
         self.recompute = recompute
-        lengths, self.reset_mask = rows
+        lengths, self.reset_mask, self.to_initial = rows
         self.lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
         # A single step sees only h0, which the projected input has taken in: a stepper need not multiply matrices.
         fold = torch.matmul if shape[0] > 1 else lambda w_hh, w_hr: w_hh.new_zeros(len(w_hh), w_hr.shape[1])
         self.weights = [w.w_hh if w.w_hr is None else fold(w.w_hh, w.w_hr) for w in ways]
         self.biases = [w.b_hh for w in ways]
+
+    def rows(self) -> projection.Rows:
+        return projection.rows_of(self.lengths, self.reset_mask, self.shape[0], self.batch_first, self.to_initial)
 
     def _plan(self, backward: bool) -> tuple:
         T, B, I, H, D = self.shape
@@ -167,7 +158,7 @@ class _Recurrence:
         layer = module().Layer(
             self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [address_of(s) for s in states],
             address_of(self.lengths), address_of(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
-            y.data_ptr(), *_strides(y, self.batch_first), address_of(reserve), workspace.data_ptr(), self.noise,
+            self.to_initial, y.data_ptr(), *_strides(y, self.batch_first), address_of(reserve), workspace.data_ptr(), self.noise,
             self.recompute,
         )  # fmt: skip
         return layer, workspace
@@ -206,6 +197,8 @@ class _Recurrence:
         dvectors = self.x.new_empty(T, B, D * vectors * H) if vectors else None
         h_prev = self.x.new_empty(T, B, D * H)
         dstates = [self.x.new_empty(D, B, H) for _ in states]
+        wide = torch.float64 if self.x.dtype is torch.float64 else torch.float32
+        dinitial = self.x.new_zeros(D, B, len(states), H, dtype=wide) if self.to_initial else None
         if B:
             if gates is not None:
                 gates(dgx, dgr)
@@ -223,8 +216,33 @@ class _Recurrence:
                 [address_of(d) for d in above], address_of(dcs), *_strides(dcs, self.batch_first),
                 address_of(detach_mask), *_strides(detach_mask, self.batch_first), clip, dgx.data_ptr(),
                 0 if shared else dgr.data_ptr(), address_of(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
+                address_of(dinitial),
             )  # fmt: skip
         return dgx, dgr, h_prev, dvectors, dstates
+
+
+def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, reset_to_initial: bool) -> None:
+    """Raises where the kernels lack something that was asked for."""
+    f = function_of(cell)
+    if cell not in module().CELLS:
+        raise NotImplementedError(f"{f}: layer_norm has no CUDA kernels, expected tensors on cpu")
+    if noise is not None and noise.candidate:
+        raise NotImplementedError(f"{f}: candidate_dropout is not implemented on cuda, expected 0")
+    has = module().CELLS[cell]
+    if (noise is not None or backprop is not None or reset_to_initial) and not has["special"]:
+        raise NotImplementedError(
+            f"{f}: zoneout, recurrent_dropout, reset_to='initial', checkpoint_every, grad_clip and detach_mask are not "
+            "implemented on cuda, expected none of them"
+        )
+    if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
+        raise NotImplementedError(f"{f}: recurrent_dropout with a projection is not implemented on cuda, expected 0")
+    if P and backprop is not None and backprop.detach_mask is not None:
+        raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
+            f"{f}: detach_mask with a projection is not implemented on cuda, expected None"
+        )
+    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"]):
+        what = "with a projection" if P else "of reset_after=False"
+        raise NotImplementedError(f"{f}: checkpoint_every {what} is not implemented on cuda, expected 0")
 
 
 @without_autocast
@@ -250,71 +268,26 @@ def forward(
     """As _kernels.forward(); `threads` is for CPUs. With checkpoint_every, of any number, the reserve has no gates, and
     backward computes them again."""
     recompute = training and backprop is not None and backprop.checkpoint_every > 0
-    if cell not in module().CELLS:
-        raise NotImplementedError(f"{function_of(cell)}: layer_norm has no CUDA kernels, expected tensors on cpu")
-    if reset_to_initial or (noise is not None and noise.candidate):
-        what = "reset_to='initial'" if reset_to_initial else "candidate_dropout"
-        raise NotImplementedError(f"{function_of(cell)}: {what} is not implemented on cuda, expected the default")
     x, states, ways = call
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
-    if (noise is not None or (training and backprop is not None)) and not module().CELLS[cell]["special"]:
-        raise NotImplementedError(
-            f"{function_of(cell)}: zoneout, recurrent_dropout, checkpoint_every, grad_clip and detach_mask are not "
-            "implemented on cuda, expected none of them"
-        )
-    if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
-        raise NotImplementedError(
-            f"{function_of(cell)}: recurrent_dropout with a projection is not implemented on cuda, expected 0"
-        )
-    if P and training and backprop is not None and backprop.detach_mask is not None:
-        raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
-            f"{function_of(cell)}: detach_mask with a projection is not implemented on cuda, expected None"
-        )
-    if recompute and (P or module().CELLS[cell]["late_gates"]):
-        what = "with a projection" if P else "of reset_after=False"
-        raise NotImplementedError(
-            f"{function_of(cell)}: checkpoint_every {what} is not implemented on cuda, expected 0"
-        )
-    D, before, rows = directions, x.shape[:2], (lengths, reset_mask)
+    _refuse(cell, P, noise, backprop if training else None, reset_to_initial)
+    D, before, rows = directions, x.shape[:2], (lengths, reset_mask, reset_to_initial)
     y = x.new_empty(*before, D * (P or H))
     reserve = None
     if training:
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
         reserve = new(reserve_shape(cell, T, B, H, P, D, noise, recompute))
-    recurrence = _Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise, recompute)
+    recurrence = Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise, recompute)
     gx = project_input(x, ways)
     if P:
-        last = _projected_forward(recurrence, gx, states, ways, y, reserve)
+        last = _cuda_projected.forward(recurrence, gx, states, ways, y, reserve)
     else:
         last = recurrence.forward(gx, states, y, reserve)
     h, c = last[0], last[1] if len(last) > 1 else None
     if _oracle.CHECK:
-        args = (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise)
+        args = (x, h0, c0, lengths, reset_mask, weights, directions, batch_first, noise, False, None, reset_to_initial)
         _oracle.check_forward(cell, args, (y, h, c))
     return y, h, c, reserve
-
-
-def _projected_forward(
-    recurrence: _Recurrence,
-    gx: Tensor,
-    states: Sequence[Tensor | None],
-    ways: Sequence[Direction],
-    y: Tensor,
-    reserve: Tensor | None,
-) -> list[Tensor]:
-    """Fills y and the reserve; the last states h [D, B, P] and c [D, B, H]."""
-    T, B, _, H, D = recurrence.shape
-    kept, m = (None, y.new_empty(T * B, D * H)) if reserve is None else _split(reserve)
-    rows = projection.rows_of(recurrence.lengths, recurrence.reset_mask, T, recurrence.batch_first)
-    h0 = [None] * D if states[0] is None else states[0]
-    for d, own in enumerate(_by_direction(gx, D, recurrence.batch_first)):
-        projection.add_initial(own, h0[d], ways[d].w_hh, rows, d)
-    last = recurrence.forward(gx, [None, states[1]], m.view(*y.shape[:2], D * H), kept)
-    for way, own_m, own_y in zip(ways, m.chunk(D, dim=1), y.flatten(0, 1).chunk(D, dim=1)):
-        torch.mm(own_m, way.w_hr.t(), out=own_y)
-    own = _by_direction(y, D, recurrence.batch_first)
-    last[0] = torch.stack([projection.last_of(own[d], h0[d], rows, d) for d in range(D)])
-    return last
 
 
 @without_autocast
@@ -345,20 +318,20 @@ def backward(
     """As _kernels.backward(); `call` is for CPUs; whether the gates are recomputed shows in the reserve."""
     T, B, I, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     x, states, ways = prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
-    shape, rows = (T, B, I, H, directions), (lengths, reset_mask)
+    shape, rows = (T, B, I, H, directions), (lengths, reset_mask, reset_to_initial)
     again = _recomputes(cell, reserve)
-    recurrence = _Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise, again)
+    recurrence = Recurrence(cell, x, ways, rows, shape, batch_first, schedule, noise, again)
     timed = x.transpose(0, 1) if batch_first else x
     f, above = function_of(cell), [dh, dc][: len(states)]
     y, reserve = dense(f, "y", y), dense(f, "reserve", reserve)
     if P:
-        found = _projected_backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs, backprop)
+        found = _cuda_projected.backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs, backprop)
     else:
         dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(
             dy, above, states, y, reserve, dcs,
             partial(
                 project_again, timed, states[0], y.transpose(0, 1) if batch_first else y,
-                projection.rows_of(recurrence.lengths, reset_mask, T, batch_first), ways, noise,
+                recurrence.rows(), ways, noise,
             ) if again else None,
             backprop,
         )  # fmt: skip
@@ -373,7 +346,7 @@ def backward(
         inputs = (x, h0, c0, *weights)
         above = (dy, dh, dc) if dcs is None else (dy, dh, dc, dcs)
         _oracle.check_backward(
-            cell, inputs, (lengths, reset_mask, directions, batch_first, noise, backprop, False), above, wanted, grads
+            cell, inputs, (*rows[:2], directions, batch_first, noise, backprop, reset_to_initial), above, wanted, grads
         )
     return grads
 
@@ -384,47 +357,6 @@ def kept_states(
     """As _kernels.kept_states()."""
     D, T, B, slots, H = reserve.shape
     if len(weights) // D & 1:  # projected
-        reserve = _split(reserve)[0].view(D, T, B, slots - 1, H)
+        reserve = _cuda_projected.split(reserve)[0].view(D, T, B, slots - 1, H)
     first = 0 if _recomputes(cell, reserve) else None
     return _kernels.kept_states(cell, reserve, weights, lengths, batch_first, with_gates, first)
-
-
-def _projected_backward(
-    recurrence: _Recurrence,
-    x: Tensor,
-    y: Tensor,
-    reserve: Tensor,
-    dy: Tensor | None,
-    above: Sequence[Tensor | None],
-    states: Sequence[Tensor | None],
-    ways: Sequence[Direction],
-    wanted: Sequence[bool],
-    dcs: Tensor | None,
-    backprop: Backprop | None,
-) -> list[Tensor]:
-    """All gradients of a layer with projection; the formulas are in _cuda_projection.py."""
-    (T, _, _, H, D), batch_first = recurrence.shape, recurrence.batch_first
-    rows = projection.rows_of(recurrence.lengths, recurrence.reset_mask, T, batch_first)
-    kept, m = _split(reserve)
-    m = m.view(*y.shape[:2], D * H)
-    h0, dh = ([None] * D if t is None else t for t in (states[0], above[0]))
-    own_y, own_dy = (_by_direction(t, D, batch_first) for t in (y, dy))
-    dys = [projection.gradient_of_y(own_dy[d], dh[d], own_y[d], rows, d) for d in range(D)]
-    dm = torch.cat([g @ way.w_hr for g, way in zip(dys, ways)], dim=-1)
-    dm = dm.transpose(0, 1) if batch_first else dm
-    above = [None, above[1]]
-    dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(
-        dm, above, [None, states[1]], m, kept, dcs, backprop=backprop
-    )
-    firsts = [projection.gradient_at_first(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
-    dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
-    found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
-    if any(wanted[3:]):
-        own_m = _by_direction(m, D, batch_first)
-        x = x.transpose(0, 1) if batch_first else x
-        sums = weight_gradients(x, ways, recurrence.lengths, dgx, dgr, m_prev, dvectors, None)
-        for d, (dw_ih, dR, *dbiases) in enumerate(sums):
-            own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
-            dw_hh, dw_hr = projection.weight_gradients(dR, *own)
-            found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
-    return found

@@ -76,7 +76,7 @@ def project_again(
 
 def _before(y: Tensor, h0: Tensor | None, rows: projection.Rows, d: int) -> Tensor:
     """h before each step [T, B, H] of direction d, from y [T, B, H]; anything in padding."""
-    lengths, reset = rows
+    lengths, reset, to_initial = rows
     none = y.new_zeros(1, *y.shape[1:])
     h = torch.cat((y[1:], none) if d else (none, y[:-1]))
     if h0 is not None:
@@ -86,7 +86,8 @@ def _before(y: Tensor, h0: Tensor | None, rows: projection.Rows, d: int) -> Tens
         if d and lengths is not None:
             last = projection.step_index(y, lengths, last=True)
             reset[last] = False
-        h = h.masked_fill(reset.unsqueeze(-1), 0)
+        starts = reset.unsqueeze(-1)
+        h = torch.where(starts, h0, h) if to_initial and h0 is not None else h.masked_fill(starts, 0)
     return h
 
 

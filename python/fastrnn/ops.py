@@ -198,7 +198,7 @@ def rnn_layer(
         noise: zoneout and recurrent dropout of this call, outside of torch.compile and torch.func.
         backprop: how gradients are computed, on CPUs, where noise works.
         keep: gets the states of every step, where noise works.
-        reset_to: "zero", or "initial": the state that enters where reset_mask is true, on CPUs, where noise works.
+        reset_to: "zero", or "initial": the state that enters where reset_mask is true, where noise works.
 
     Returns:
         y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
