@@ -122,11 +122,11 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       else
         v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (gates + q - 1) * p_.H]);
     }
+    v.noise = Base::noise(t, row, unit);
     if constexpr (kSpecial && !kLate)
       if (!gates) recompute(v, i % at_.units, (t * p_.B + row) * p_.D + at_.d, unit);
     if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
     if (kSpecial && p_.dc) v.dc = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + at_.d * p_.H + unit]);
-    v.noise = Base::noise(t, row, unit);
     return v;
   }
 
@@ -138,7 +138,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       r[g] = p_.dgr ? widen(as<E>(p_.dgr)[(at * G + g) * p_.H + unit]) : A(0);
     }
     for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + own];
-    cell_forward<Cell>(x, r, v.s, vectors, s_new, v.saved);
+    v.noise.forward(x, r, v.s, vectors, s_new, v.saved);
   }
 
   template <int stage>
@@ -198,7 +198,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       at.noise.split(ds_new, past);
       A vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + i % at_.units];
-      cell_backward<Cell>(at.saved, at.s, vectors, at.s_new, ds_new, dx, dr, ds_old);
+      at.noise.backward(at.saved, at.s, vectors, at.s_new, ds_new, dx, dr, ds_old);
       at.noise.join(past, ds_old);
       clip<stage>(dx, dr);
       for (int q = 0; q < kStates; ++q) ds[q * pairs()] = cut && !kLate ? A(0) : ds_old[q];

@@ -135,7 +135,8 @@ struct Layer {  // the arguments that forward and backward share
   Address y;
   int64_t y_t, y_b;
   Address reserve, workspace;
-  std::tuple<uint64_t, double, double, bool, Address> noise;  // seed, rates of h and c, training, h_mask
+  // seed, zoneout of h and c, training, h_mask, rate of candidate dropout, whether per step: Noise.for_core()
+  std::tuple<uint64_t, double, double, bool, Address, double, bool> noise;
   bool recompute;
 
   void fill(CudaLayer& p, const CudaPlan& plan) const {
@@ -158,8 +159,9 @@ struct Layer {  // the arguments that forward and backward share
     p.y_stride_b = y_b;
     p.reserve = at<void>(reserve);
     p.workspace = at<void>(workspace);
-    const auto& [seed, of_h, of_c, training, h_mask] = noise;
+    const auto& [seed, of_h, of_c, training, h_mask, candidate, per_step] = noise;
     p.zoneout = {seed, {of_h, of_c}, training};
+    p.candidate_dropout = {seed, candidate, per_step};
     p.h_mask = at<void>(h_mask);
     p.recompute = recompute;
     p.geometry = plan.geometry;
@@ -269,7 +271,8 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
       .def(py::init([](std::string cell, std::string dtype, int64_t T, int64_t B, int64_t H, int64_t D,
                        Addresses weights, Addresses states_in, Address lengths, Address reset_mask, int64_t reset_t,
                        int64_t reset_b, bool reset_to_initial, Address y, int64_t y_t, int64_t y_b, Address reserve,
-                       Address workspace, std::tuple<uint64_t, double, double, bool, Address> noise, bool recompute) {
+                       Address workspace, std::tuple<uint64_t, double, double, bool, Address, double, bool> noise,
+                       bool recompute) {
         return Layer{std::move(cell),
                      std::move(dtype),
                      T,

@@ -142,7 +142,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
         for (int q = 0; q < K; ++q) saved[q] = extra_[q * pairs() + i];
       A vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[(G + q) * at_.units + i % at_.units];
-      cell_forward<Cell>(in.x, rec, s, vectors, s_new, saved);
+      in.noise.forward(in.x, rec, s, vectors, s_new, saved);
       if (p_.reserve && Base::keeps_raw())
         for (int q = 1; q < kStates; ++q) slot(t, row, unit)[(slots() - kStates + q) * p_.H] = narrow<E>(s_new[q]);
       in.noise.zone_out(s, s_new);

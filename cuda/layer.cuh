@@ -279,6 +279,7 @@ class LayerRun {
     Noise found{};
     if constexpr (kSpecial) {
       found.factor = h_factor(row, unit);
+      if (Cell::kDropsCandidate) found.candidate = candidate_factor<A>(p_.candidate_dropout, at_.d, t, row, unit);
       for (int q = 0; q < kStates; ++q) found.share[q] = zoneout_share<A>(p_.zoneout, q, at_.d, t, row, unit);
     }
     return found;

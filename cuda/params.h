@@ -35,6 +35,7 @@ struct CudaLayer {
   int64_t reset_stride_t, reset_stride_b;
   bool reset_to_initial;  // where reset_mask is true, states_in enters instead of zeros
   Zoneout zoneout;
+  CandidateDropout candidate_dropout;
   const void* h_mask;  // [D, B, H] factors of h where the recurrent product reads it; null = none
   void* y;             // [T, B, D*H]
   int64_t y_stride_t, y_stride_b;
@@ -48,7 +49,9 @@ struct CudaLayer {
   Geometry geometry;
 
   // Whether the kernels that know regularisers, resets to the initial state and recomputed gates have to run.
-  bool special() const { return zoneout.any() || h_mask || recompute || reset_to_initial; }
+  bool special() const {
+    return zoneout.any() || candidate_dropout.rate > 0 || h_mask || recompute || reset_to_initial;
+  }
 };
 
 struct CudaForward : CudaLayer {

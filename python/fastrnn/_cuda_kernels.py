@@ -43,7 +43,7 @@ DTYPES = {
     torch.float16: "float16",
 }
 _LOG = os.environ.get("FASTRNN_LOG") == "1"
-_QUIET = (0, 0.0, 0.0, False, 0)  # no regulariser, see _noise.Noise.for_cuda
+_QUIET = (0, 0.0, 0.0, False, 0, 0.0, False)  # no regulariser, see _noise.Noise.for_core
 _FORCED = os.environ.get("FASTRNN_CUDA_SCHEDULE", "")
 
 
@@ -127,7 +127,7 @@ class Recurrence:
         recompute: bool,
     ):
         self.cell, self.x, self.shape, self.batch_first, self.schedule = cell, x, shape, batch_first, schedule
-        self.noise = _QUIET if noise is None else noise.for_cuda()
+        self.noise = _QUIET if noise is None else noise.for_core()
         self._h_mask = None if noise is None else noise.h_mask  # keeps its memory
         self.recompute = recompute
         lengths, self.reset_mask, self.to_initial = rows
@@ -226,8 +226,6 @@ def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, r
     f = function_of(cell)
     if cell not in module().CELLS:
         raise NotImplementedError(f"{f}: layer_norm has no CUDA kernels, expected tensors on cpu")
-    if noise is not None and noise.candidate:
-        raise NotImplementedError(f"{f}: candidate_dropout is not implemented on cuda, expected 0")
     has = module().CELLS[cell]
     if (noise is not None or backprop is not None or reset_to_initial) and not has["special"]:
         raise NotImplementedError(

@@ -42,13 +42,10 @@ class Noise(NamedTuple):
         mask = None if mask is None else split_units(mask, num_heads)[head].contiguous()
         return self._replace(seed=_mix64_int((self.seed + head * _GOLDEN) & _64), h_mask=mask)
 
-    def for_cuda(self) -> tuple[int, float, float, bool, int]:
-        """As _cuda takes it, which drops no candidates."""
-        return self.seed, *self.zoneout, self.training, 0 if self.h_mask is None else self.h_mask.data_ptr()
-
     def for_core(self) -> tuple[int, float, float, bool, int, float, bool]:
-        """As _core takes it."""
-        return *self.for_cuda(), self.candidate, self.candidate_per_step
+        """As _core and _cuda take it."""
+        mask = 0 if self.h_mask is None else self.h_mask.data_ptr()
+        return self.seed, *self.zoneout, self.training, mask, self.candidate, self.candidate_per_step
 
 
 class Rates(NamedTuple):
