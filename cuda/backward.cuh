@@ -7,7 +7,8 @@
 
 namespace fastrnn {
 template <class Cell, class E, bool kSpecial>
-class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
+class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
+ protected:
   using Base = LayerRun<Cell, E, CudaBackward, true, kSpecial>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
   using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
@@ -30,8 +31,8 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     finish();
   }
 
- private:
-  __device__ int64_t exchanges() const { return p_.T * S::kCount; }
+ protected:
+  __device__ int64_t exchanges() const { return p_.T * S::kExchanges; }
   // The parts that arrive in exchange e, [from CTA][row][unit].
   __device__ A* inbox(int64_t e) const {
     if (p_.geometry.schedule <= kCluster) return reinterpret_cast<A*>(shared_ + (e & 1 ? cut_.sums : cut_.operand[1]));
@@ -123,7 +124,7 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
         v.s[q] = widen(q == 0 ? y[before * p_.y_stride_t] : reserve[before * per_step + (gates + q - 1) * p_.H]);
     }
     v.noise = Base::noise(t, row, unit);
-    if constexpr (kSpecial && !kLate)
+    if constexpr (kSpecial && !kLate && !Cell::kNormalised)
       if (!gates) recompute(v, i % at_.units, (t * p_.B + row) * p_.D + at_.d, unit);
     if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
     if (kSpecial && p_.dc) v.dc = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + at_.d * p_.H + unit]);
@@ -149,6 +150,10 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       if (i >= kThreads) ahead = kept(i, k);
       unit<stage>(e, i, k, ahead);
     }
+    multiply<stage>(e);
+  }
+  template <int stage>
+  __device__ void multiply(int64_t e) {
     device::sync_block(device::kSiteProduct);
     product_[stage].run(weights<stage>(), operand_, cut_.ldb, at_.rows,
                         [&](int m, int n, int, A sum) { send(e + 1, m, n, sum); });
@@ -265,9 +270,9 @@ class BackwardRun : LayerRun<Cell, E, CudaBackward, true, kSpecial> {
   E* operand_;
 };
 
-template <class Cell, class E, bool kSpecial>
+template <class Run>
 __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const CudaBackward p) {
   FASTRNN_SHARED(shared);
-  BackwardRun<Cell, E, kSpecial>(p, shared).run();
+  Run(p, shared).run();
 }
 }  // namespace fastrnn

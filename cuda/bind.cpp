@@ -68,15 +68,21 @@ int driver_version() {
 
 // ---- kernels
 #define FASTRNN_NAME(name, Cell) #name,
-constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_POINTWISE_CELL(FASTRNN_NAME)};
+constexpr const char* kCellNames[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_NAME)};
 constexpr const char* kSpecialNames[] = {FASTRNN_FOR_EACH_REGULARISED_CELL(FASTRNN_NAME)};
-const CudaKernels* const kTypeKernels[2][kNumCudaTypes] = {
+constexpr const char* kNormNames[] = {FASTRNN_FOR_EACH_NORMALISED_CELL(FASTRNN_NAME)};
+constexpr int kNumPointwise = std::size(kCellNames) - std::size(kNormNames);  // those come last
+enum Kind { kPlain, kSpecial, kNorm };
+const CudaKernels* const kTypeKernels[][kNumCudaTypes] = {
     {kKernelsFloat32, kKernelsFloat64, kKernelsBfloat16, kKernelsFloat16},
-    {kSpecialFloat32, kSpecialFloat64, kSpecialBfloat16, kSpecialFloat16}};
+    {kSpecialFloat32, kSpecialFloat64, kSpecialBfloat16, kSpecialFloat16},
+    {kNormFloat32, kNormFloat64, kNormBfloat16, kNormFloat16}};
 
 const CudaKernels& kernels_of(const std::string& cell, const std::string& dtype, bool special = false) {
-  const int index = special ? index_of(kSpecialNames, cell, "cell") : index_of(kCellNames, cell, "cell");
-  return kTypeKernels[special][index_of(kTypeNames, dtype, "dtype")][index];
+  const int found = index_of(kCellNames, cell, "cell"), type = index_of(kTypeNames, dtype, "dtype");
+  if (found >= kNumPointwise) return kTypeKernels[kNorm][type][found - kNumPointwise];
+  if (!special) return kTypeKernels[kPlain][type][found];
+  return kTypeKernels[kSpecial][type][index_of(kSpecialNames, cell, "cell")];
 }
 
 Chip chip_of(int device) {
@@ -242,10 +248,12 @@ PYBIND11_MODULE(FASTRNN_CUDA_MODULE, m, py::mod_gil_not_used()) {
   m.def("driver_version", &driver_version, "Newest CUDA that the driver serves, as above; 0 = no driver.");
 
   py::dict cells;
-  for (size_t i = 0; i < std::size(kCellNames); ++i)
-    cells[kCellNames[i]] = py::dict(py::arg("shared_gate_grad") = kKernelsFloat32[i].shared_gate_grad,
-                                    py::arg("late_gates") = kKernelsFloat32[i].stages - 1,
-                                    py::arg("special") = i < std::size(kSpecialNames));
+  for (size_t i = 0; i < std::size(kCellNames); ++i) {
+    const CudaKernels& kernels = kernels_of(kCellNames[i], kTypeNames[0]);
+    cells[kCellNames[i]] =
+        py::dict(py::arg("shared_gate_grad") = kernels.shared_gate_grad, py::arg("late_gates") = kernels.stages - 1,
+                 py::arg("special") = i < std::size(kSpecialNames) || i >= kNumPointwise);
+  }
   m.attr("CELLS") = cells;
 #if defined(FASTRNN_CUDA_FAST_COMPILE)
   m.attr("OPTIMIZED") = false;

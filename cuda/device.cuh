@@ -15,6 +15,8 @@ enum Site {
   kSiteWarps,  // attention: what each warp has found is there, and the tile before has been read
   kSiteTile,   // a tile is in place
   kSiteSums,   // the warps' sums are there, and the tile has been read
+  kSiteUnits,  // layer normalisation: what each unit adds to its row is there
+  kSiteRows,   // and what all units of a row make of it
   kSiteCount
 };
 struct Launch {

@@ -5,7 +5,8 @@
 
 namespace fastrnn {
 template <class Cell, class E, bool kSpecial>
-class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
+class ForwardRun : protected LayerRun<Cell, E, CudaForward, false, kSpecial> {
+ protected:
   using Base = LayerRun<Cell, E, CudaForward, false, kSpecial>;
   using Base::G, Base::K, Base::kStates, Base::kLate, Base::p_, Base::at_, Base::cut_, Base::work_, Base::group_;
   using Base::state_, Base::extra_, Base::bias_, Base::shared_, Base::signals_, Base::product_, Base::pairs,
@@ -33,8 +34,8 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
   // Stepwise: what exchange 0 is for the first step.
   __device__ void first_operand() { fill_operand(operand(0)); }
 
- private:
-  __device__ bool whole() const { return p_.last == p_.T * S::kCount; }
+ protected:
+  __device__ bool whole() const { return p_.last == p_.T * S::kExchanges; }
   __device__ E* operand(int64_t e) const {
     if (stepwise()) return reinterpret_cast<E*>(work_.buffer(p_.workspace, group_, e & 1));
     return reinterpret_cast<E*>(shared_ + (e & 1 ? cut_.operand[1] : cut_.operand[0]));
@@ -92,13 +93,26 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
   }
 
   template <int stage>
-  __device__ void step(int64_t e, int64_t k) {
-    Projected ahead = projected(threadIdx.x, k);  // under way while we wait
-    if (e > 0) receive(e);
+  __device__ void multiply(int64_t e) {
     const int ld = cut_.ld_sums, rows = at_.rows;
     product_[stage].run(weights<stage>(), operand(e), cut_.ldb, rows,
                         [&](int m, int n, int part, A sum) { sums_[(part * rows + n) * ld + m] = sum; });
     device::sync_block(device::kSiteProduct);
+  }
+  // The product of gate g of this stage for one unit of one row.
+  template <int stage>
+  __device__ A product_of(int i, int g) const {
+    A sum = A(0);
+    for (int part = 0; part < p_.geometry.ksplit[stage]; ++part)
+      sum += sums_[(part * at_.rows + i / at_.units) * cut_.ld_sums + g * at_.units + i % at_.units];
+    return sum;
+  }
+
+  template <int stage>
+  __device__ void step(int64_t e, int64_t k) {
+    Projected ahead = projected(threadIdx.x, k);  // under way while we wait
+    if (e > 0) receive(e);
+    multiply<stage>(e);
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
       if (i >= kThreads) ahead = projected(i, k);
       send(e + 1, i, narrow<E>(unit<stage>(i, k, ahead)));
@@ -123,9 +137,7 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
     A s[kStates], s_new[kStates], saved[K], rec[G];
     for (int q = 0; q < kStates; ++q) s[q] = fresh ? A(0) : state[q * pairs()];
     for (int g = 0; g < S::gates(stage); ++g) {
-      A sum = A(0);
-      for (int part = 0; part < p_.geometry.ksplit[stage]; ++part)
-        sum += sums_[(part * at_.rows + i / at_.units) * cut_.ld_sums + g * at_.units + i % at_.units];
+      const A sum = product_of<stage>(i, g);
       const int gate = S::first(stage) + g;
       rec[gate] = bias_[gate * at_.units + i % at_.units] + (fresh && stage == 0 ? A(0) : sum);
     }
@@ -218,14 +230,14 @@ class ForwardRun : LayerRun<Cell, E, CudaForward, false, kSpecial> {
   E* staging_;
 };
 
-template <class Cell, class E, bool kSpecial>
+template <class Run>
 __global__ void __launch_bounds__(kThreads, 1) forward_kernel(const CudaForward p) {
   FASTRNN_SHARED(shared);
-  ForwardRun<Cell, E, kSpecial>(p, shared).run();
+  Run(p, shared).run();
 }
-template <class Cell, class E, bool kSpecial>
+template <class Run>
 __global__ void __launch_bounds__(kThreads, 1) forward_first_operand_kernel(const CudaForward p) {
   FASTRNN_SHARED(shared);
-  ForwardRun<Cell, E, kSpecial>(p, shared).first_operand();
+  Run(p, shared).first_operand();
 }
 }  // namespace fastrnn

@@ -5,8 +5,18 @@
 #include "kernels.h"
 
 namespace fastrnn {
+// The time loops of a cell; those of a normalised one are in instances_norm.cuh.
+template <class Cell, class E, bool kSpecial, bool normalised>
+struct Runs {
+  using Forward = ForwardRun<Cell, E, kSpecial>;
+  using Backward = BackwardRun<Cell, E, kSpecial>;
+};
+
 template <class Cell, class E, bool kSpecial>
-struct Instance {
+struct Instance : Runs<Cell, E, kSpecial, Cell::kNormalised> {
+  using typename Runs<Cell, E, kSpecial, Cell::kNormalised>::Forward;
+  using typename Runs<Cell, E, kSpecial, Cell::kNormalised>::Backward;
+
   static Needs needs(const Geometry& geo, int64_t D, bool backward) {
     const SharedLayout<Cell, E> shared(geo, backward);
     Needs n{};
@@ -34,8 +44,8 @@ struct Instance {
   }
   static int active_clusters(const Geometry& geo, int64_t D, bool backward) {
     const device::Launch l = shape(geo, D, backward);
-    return backward ? device::active_clusters(backward_kernel<Cell, E, kSpecial>, l)
-                    : device::active_clusters(forward_kernel<Cell, E, kSpecial>, l);
+    return backward ? device::active_clusters(backward_kernel<Backward>, l)
+                    : device::active_clusters(forward_kernel<Forward>, l);
   }
   // One launch, or one for each exchange.
   template <class Params>
@@ -59,22 +69,30 @@ struct Instance {
     if (bytes)
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(bytes), stream)) return error;
     if (p.geometry.schedule == kStepwise)
-      if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Cell, E, kSpecial>,
+      if (const cudaError_t error = device::launch<CudaForward>(forward_first_operand_kernel<Forward>,
                                                                 shape(p.geometry, p.D, false), stream, p))
         return error;
-    return launch_all<CudaForward>(forward_kernel<Cell, E, kSpecial>, p, p.T * Stages<Cell>::kCount, false, stream);
+    return launch_all<CudaForward>(forward_kernel<Forward>, p, p.T * Stages<Cell>::kExchanges, false, stream);
   }
   static cudaError_t backward(const CudaBackward& p, cudaStream_t stream) {
     const int64_t flags = Workspace<Cell, E>(p.geometry, p.D, true).flag_bytes;
     if (flags)
       if (const cudaError_t error = cudaMemsetAsync(p.workspace, 0, size_t(flags), stream)) return error;
     // One more: the gradient of the initial states.
-    return launch_all<CudaBackward>(backward_kernel<Cell, E, kSpecial>, p, p.T * Stages<Cell>::kCount + 1, true,
-                                    stream);
+    return launch_all<CudaBackward>(backward_kernel<Backward>, p, p.T * Stages<Cell>::kExchanges + 1, true, stream);
   }
   static constexpr CudaKernels entry() {
-    return {Stages<Cell>::kCount,  Cell::kGates, Cell::kStates,    Cell::kSaved, sizeof(E) == 2,
-            Cell::kSharedGateGrad, &needs,       &active_clusters, &forward,     &backward};
+    return {Stages<Cell>::kCount,
+            Stages<Cell>::kExchanges,
+            Cell::kGates,
+            Cell::kStates,
+            Cell::kSaved,
+            sizeof(E) == 2,
+            Cell::kSharedGateGrad,
+            &needs,
+            &active_clusters,
+            &forward,
+            &backward};
   }
 };
 }  // namespace fastrnn

@@ -6,13 +6,22 @@
 #include "special.cuh"
 
 namespace fastrnn {
-// A cell with late gates runs two products in each step (see csrc/cells/gru_reset_before.h).
+// A cell with late gates runs two products in each step (see csrc/cells/gru_reset_before.h). After each product there
+// is an exchange; a normalised cell has one product, and an exchange more for each normalisation (see norm.cuh).
 template <class Cell>
 struct Stages {
   static constexpr int kCount = Cell::kLateGates ? 2 : 1, kEarly = Cell::kGates - Cell::kLateGates;
+  static constexpr int kExchanges = Cell::kNormalised ? 1 + Cell::kStates : kCount;
+  // Values of a unit that what comes after an exchange needs of what came before it, besides the states.
+  static constexpr int kHanded = Cell::kLateGates ? Cell::kSaved : Cell::kNormalised ? Cell::kGates : 0;
   __host__ __device__ static constexpr int gates(int stage) { return stage == 0 ? kEarly : Cell::kLateGates; }
   __host__ __device__ static constexpr int first(int stage) { return stage == 0 ? 0 : kEarly; }
 };
+// Values of a unit that forward keeps of a step: W x is normalised outside, by torch.
+template <class Cell>
+constexpr int kept_values() {
+  return Cell::kSaved - (Cell::kNormalised ? Cell::kGates + 1 : 0);
+}
 // Tiles of one product in registers: half as many where a kernel keeps two products.
 template <class Cell, class E>
 constexpr int register_tiles() {
@@ -26,9 +35,9 @@ struct SharedLayout {
   using A = typename Core<E>::Acc;
   using S = Stages<Cell>;
   ProductShape product[2];
-  int ldb;                                                             // row stride of the product's operand
-  int ld_sums;                                                         // forward: of its result
-  int operand[2], sums, state, extra, staging, bias, tiles[2], bytes;  // bias: forward's; then the cell's vectors
+  int ldb;                                                                   // row stride of the product's operand
+  int ld_sums;                                                               // forward: of its result
+  int operand[2], sums, state, extra, rows, staging, bias, tiles[2], bytes;  // bias: forward's; then the cell's vectors
 
   // Forward: out[gates x own units] over K = all units. Backward: out[all units] over K = gates x own units.
   __host__ __device__ SharedLayout(const Geometry& geo, bool backward) {
@@ -52,7 +61,8 @@ struct SharedLayout {
                           : take(global_operand ? 0 : geo.rows * ldb * sizeof(E));
     sums = backward ? take(pushed ? pairs * geo.ctas * sizeof(A) : 0) : take(sums_size * ld_sums * sizeof(A));
     state = take(Cell::kStates * pairs * sizeof(A));
-    extra = take(Cell::kLateGates ? Cell::kSaved * pairs * sizeof(A) : 0);  // what stage 1 needs of stage 0
+    extra = take(S::kHanded * pairs * sizeof(A));
+    rows = take(Cell::kNormalised ? (2 * (pairs + geo.rows) + (pushed ? 4 * geo.ctas * geo.rows : 0)) * sizeof(A) : 0);
     staging = take(!backward && geo.schedule == kCluster ? pairs * sizeof(E) : 0);
     bias = take(((backward ? 0 : Cell::kGates) + Cell::kVectors) * geo.units * sizeof(A));
     for (int stage = 0; stage < S::kCount; ++stage)
@@ -140,12 +150,14 @@ class Patience {
   bool lost_ = false;
 };
 
-// Global workspace: flags (a word per CTA), then two buffers that alternate, then what a stepwise launch leaves for the
-// next one. Forward's buffers hold the operand of each group, backward's the partial sums for each CTA.
+// Global workspace: flags (a word per CTA), then two buffers that alternate, two for layer normalisation, then what a
+// stepwise launch leaves for the next one. Forward's buffers hold the operand of each group, backward's the partial
+// sums for each CTA; those of layer normalisation two numbers for each CTA and row.
 template <class Cell, class E>
 struct Workspace {
   using A = typename Core<E>::Acc;
-  int64_t buffer_bytes, carried_bytes, flag_bytes;  // of a group, a CTA, everything
+  using S = Stages<Cell>;
+  int64_t buffer_bytes, row_bytes, carried_bytes, flag_bytes;  // of a group, a group, a CTA, everything
   int64_t groups, ctas;
 
   __host__ __device__ Workspace(const Geometry& geo, int64_t D, bool backward)
@@ -157,19 +169,24 @@ struct Workspace {
                    : backward ? ctas * ctas * pairs * sizeof(A)
                               : int64_t(geo.rows) * shared.ldb * sizeof(E);
     buffer_bytes = (buffer_bytes + 127) / 128 * 128;
-    carried_bytes = geo.schedule == kStepwise ? (Cell::kStates + Cell::kSaved) * pairs * sizeof(A) : 0;
+    row_bytes = global && Cell::kNormalised ? (2 * ctas * geo.rows * sizeof(A) + 127) / 128 * 128 : 0;
+    carried_bytes = geo.schedule == kStepwise ? (Cell::kStates + S::kHanded) * pairs * sizeof(A) : 0;
     carried_bytes = (carried_bytes + 127) / 128 * 128;
     flag_bytes = geo.schedule == kGrid ? (groups * ctas * 4 + 127) / 128 * 128 : 0;
   }
   __host__ __device__ int64_t bytes() const {
-    return flag_bytes + 2 * groups * buffer_bytes + groups * ctas * carried_bytes;
+    return flag_bytes + 2 * groups * (buffer_bytes + row_bytes) + groups * ctas * carried_bytes;
   }
   __device__ uint32_t* flags(void* base, int64_t group) const { return static_cast<uint32_t*>(base) + group * ctas; }
   __device__ char* buffer(void* base, int64_t group, int parity) const {
     return static_cast<char*>(base) + flag_bytes + (parity * groups + group) * buffer_bytes;
   }
-  __device__ A* carried(void* base, int64_t group, int rank) const {
+  __device__ A* row_sums(void* base, int64_t group, int parity) const {
     char* p = static_cast<char*>(base) + flag_bytes + 2 * groups * buffer_bytes;
+    return reinterpret_cast<A*>(p + (parity * groups + group) * row_bytes);
+  }
+  __device__ A* carried(void* base, int64_t group, int rank) const {
+    char* p = static_cast<char*>(base) + flag_bytes + 2 * groups * (buffer_bytes + row_bytes);
     return reinterpret_cast<A*>(p + (group * ctas + rank) * carried_bytes);
   }
 };
@@ -226,7 +243,7 @@ class LayerRun {
   using A = typename Core<E>::Acc;
   using S = Stages<Cell>;
   using Noise = UnitNoise<Cell, A, kSpecial>;
-  static constexpr int G = Cell::kGates, K = Cell::kSaved, kStates = Cell::kStates;
+  static constexpr int G = Cell::kGates, K = kept_values<Cell>(), kStates = Cell::kStates;
   static constexpr bool kLate = S::kCount == 2;
 
   __device__ LayerRun(const Params& p, unsigned char* shared)
@@ -315,7 +332,7 @@ class LayerRun {
     A* kept = work_.carried(p_.workspace, group_, at_.rank);
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
       for (int q = 0; q < kStates; ++q) move<in>(state_ + q * pairs() + i, kept + q * pairs() + i);
-      for (int q = 0; kLate && q < K; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
+      for (int q = 0; q < S::kHanded; ++q) move<in>(extra_ + q * pairs() + i, kept + (kStates + q) * pairs() + i);
     }
   }
 

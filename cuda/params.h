@@ -68,10 +68,12 @@ struct CudaBackward : CudaLayer {
   int64_t dc_stride_t, dc_stride_b;
   const uint8_t* detach_mask;  // [T, B] as reset_mask, where states cross and their gradients do not; null = none
   int64_t detach_stride_t, detach_stride_b;
-  double grad_clip;     // bound of dgx and dgr; 0 = none
-  void* dgx;            // [T, B, D*G*H] gradient of gx; zero beyond the lengths
-  void* dgr;            // the same of the recurrent part; null where a cell's are equal
-  void* dvectors;       // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without
+  double grad_clip;  // bound of dgx and dgr; 0 = none
+  void* dgx;         // [T, B, D*G*H] gradient of gx; zero beyond the lengths
+  void* dgr;         // the same of the recurrent part; null where a cell's are equal
+  // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without. Of a normalised cell [B, D*V*H] sums over
+  // the steps, of their type, zero on entry: of the shifts of R h, its gains, gain and shift of c.
+  void* dvectors;
   void* h_prev;         // [T, B, D*H] the h that entered each step; zero beyond the lengths
   void* dstates_in[2];  // null = not wanted
   // [D, B, S, H] of the type of sums, zero on entry: what the steps that were reset to the initial state owe it. Null

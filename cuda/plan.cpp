@@ -123,8 +123,10 @@ class Search {
       const int shared = geo.shared_tiles[stage], streamed = std::max(0, tiles - registers - shared);
       const double multiply = tiles * columns * (q_.kernels->tensor_cores ? kTensorTileCycles : kPlainTileCycles);
       const double read = shared * kSharedTileCycles + streamed * kStreamedTileCycles;
-      us += walks * (multiply + read) / kCyclesPerUs + kExchangeUs[geo.schedule] + kUsPerSender * geo.ctas + kFixedUs;
+      us += walks * (multiply + read) / kCyclesPerUs;
     }
+    const double exchange = kExchangeUs[geo.schedule] + kUsPerSender * geo.ctas + kFixedUs;
+    us += q_.kernels->exchanges * exchange;
     us += double(geo.rows) * geo.units / kThreads * kPairCycles / kCyclesPerUs;
     const int64_t at_once = std::max<int64_t>(1, chip_.multiprocessors / geo.ctas);
     return us * double(ceil_div(geo.groups * q_.D, at_once));

@@ -18,7 +18,8 @@ from fastrnn._backprop import Backprop  # noqa: E402
 from fastrnn._device_stepper import DeviceStepper  # noqa: E402
 from fastrnn._noise import Noise  # noqa: E402
 
-CELLS = [cell for cell in cases.CELLS if not cell.endswith("_norm")]  # those have no CUDA kernels
+CELLS = cases.CELLS
+NORMALISED = [cell for cell in CELLS if cell.endswith("_norm")]
 SCHEDULES = ("cta", "cluster", "grid", "stepwise")
 # As in cases.TOLERANCE. The narrow types round h and the gate gradients at every step and the results once more: a few
 # units of 2^-8 and 2^-11. The weight gradients of the largest case sum 136 such terms: sqrt(136) * 2^-8 = 5e-2.
@@ -76,15 +77,17 @@ EVERY = [
     for schedule, cell, case in itertools.product(schedules_for(dtype), CELLS, CASES)
     # Activations differ in the cell alone: one of them in full, the others once.
     if cell not in SAME_BUT_FOR_AN_ACTIVATION or (case is CASES[2] and dtype is torch.float32)
+    # Their exchanges do not depend on the type; 1/deviation of a single unit, 316, magnifies the rounding of narrow ones.
+    if cell not in NORMALISED or dtype is torch.float32 or case is CASES[2]
     # A cluster or a grid has two CTAs or more, of eight units or more.
     if schedule not in ("cluster", "grid") or case.H > 8
-    # 100 units of float64 do not fit into the shared memory of one CTA.
-    if schedule != "cta" or dtype is not torch.float64 or case.H < 100
+    # 100 units of float64, or with norms, do not fit into the shared memory of one CTA.
+    if schedule != "cta" or case.H < 100 or (dtype is not torch.float64 and cell not in NORMALISED)
 ] + [
     (schedule, cell, case, dtype)
     for dtype in TOLERANCE
     for schedule, cell, case in itertools.product(schedules_for(dtype), cases.WITH_C, cases.PROJECTED)
-    if cell in CELLS and cell not in SAME_BUT_FOR_AN_ACTIVATION
+    if cell not in NORMALISED and cell not in SAME_BUT_FOR_AN_ACTIVATION
     if schedule not in ("cluster", "grid") or case.H > 8
 ]
 
@@ -98,10 +101,11 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
     want = cases.oracle(exact)
     want |= cases.gradients(exact, want)
     got = results(on(device, inputs), schedule)
+    magnified = 10 if cell in NORMALISED and case.H < 4 else 1
     cases.assert_close({k: v for k, v in got.items() if k[0] != "d"}, {k: v for k, v in want.items() if k[0] != "d"},
                        TOLERANCE[dtype]["output"])  # fmt: skip
     cases.assert_close({k: v for k, v in got.items() if k[0] == "d"}, {k: v for k, v in want.items() if k[0] == "d"},
-                       TOLERANCE[dtype]["gradient"])  # fmt: skip
+                       magnified * TOLERANCE[dtype]["gradient"])  # fmt: skip
     with torch.no_grad():  # the inference path keeps no gates
         inference = cases.kernel(on(device, inputs), schedule=schedule)
     assert all(torch.equal(inference[name].cpu(), got[name]) for name in inference)
@@ -130,7 +134,7 @@ SPECIAL = [
 ]
 SPECIAL += [
     *itertools.product(
-        SCHEDULES, ["lstm_peephole", "gru", "gru_reset_before", "rnn_tanh"], INITIAL[:1], [torch.float32]
+        SCHEDULES, ["lstm_peephole", "gru", "gru_reset_before", "rnn_tanh", "lstm_norm"], INITIAL[:1], [torch.float32]
     ),
     *itertools.product(["cta", "stepwise"], ["lstm", "gru_reset_before"], INITIAL[1:], [torch.float32]),
     *(
@@ -155,7 +159,13 @@ def test_regularisers_and_states_match_oracle(device, schedule, cell, case, dtyp
 
 # Every cell in one schedule (the gates come back before the schedules differ), then the others.
 RECOMPUTED = [
-    *itertools.product(["cta"], [c for c in REGULARISED if "before" not in c], [CASES[2]], [torch.float32], [True]),
+    *itertools.product(
+        ["cta"],
+        [c for c in REGULARISED if "before" not in c and c not in NORMALISED],
+        [CASES[2]],
+        [torch.float32],
+        [True],
+    ),
     *itertools.product(SCHEDULES[1:], ["lstm", "gru"], [CASES[2]], [torch.float32], [True]),
     *itertools.product(["cta"], ["lstm", "gru"], CASES[1:2], [torch.float32, torch.float64, torch.bfloat16], [False]),
     *itertools.product(["cta"], ["lstm_peephole", "gru"], INITIAL, [torch.float32], [True]),
@@ -198,8 +208,9 @@ CUT = [
 def test_clipped_and_detached_gradients_match_oracle(device, schedule, cell, case, dtype):
     shape = (case.B, case.T) if case.batch_first else (case.T, case.B)
     detach_mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)).to(device) < 0.3
-    matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(0, 0.05, detach_mask)})
-    if (schedule, dtype) == ("cta", torch.float32) and "before" not in cell:
+    clip = 0.0 if cell in NORMALISED else 0.05
+    matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(0, clip, detach_mask)})
+    if (schedule, dtype) == ("cta", torch.float32) and "before" not in cell and clip:
         matches_oracle(device, schedule, cell, case, dtype, True, {"backprop": Backprop(1, 0.05, detach_mask)})
     if cell == "lstm" and dtype is torch.float32 and case.H > 8:
         matches_oracle(device, schedule, cell, cases.PROJECTED[1], dtype, True, {"backprop": Backprop(0, 0.05)})
@@ -250,7 +261,7 @@ MIXED = Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_norm"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_any_order_of_threads_gives_the_same_bits(host, schedule, cell, dtype):
     inputs = cases.make(cell, MIXED, dtype)
@@ -268,17 +279,21 @@ def test_any_order_of_threads_gives_the_same_bits(host, schedule, cell, dtype):
 
 # ---- tests of these tests: a seeded bug has to show
 
-FAULTS = [
+FAULTS = [("lstm", *of) for of in [
     ("cta", 0), ("grid", 0),  # weights and states are in place (a cluster's own barrier says so too)
     ("cta", 1), ("cluster", 1), ("grid", 1), ("stepwise", 1),  # all sums are there
     ("cta", 2), ("cluster", 2), ("grid", 2),  # everything is written before it is sent
     ("cluster", 3), ("grid", 3),  # everything has arrived, and nobody needs what is overwritten next
+]] + [
+    # what each unit adds to the norms of its row is there, and what all units make of it
+    (cell, schedule, site) for cell in NORMALISED for schedule in SCHEDULES for site in (7, 8)
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("schedule", "site"), FAULTS)
-def test_a_missing_barrier_is_noticed(host, schedule, site):
-    inputs = cases.make("lstm", Case(4, 9, 5, 100), torch.bfloat16)
+@pytest.mark.parametrize(("cell", "schedule", "site"), FAULTS)
+def test_a_missing_barrier_is_noticed(host, cell, schedule, site):
+    # With 32 units in a CTA, as of 100, each warp would read of a row what it has written itself.
+    inputs = cases.make(cell, Case(4, 9, 5, 40 if cell in NORMALISED else 100), torch.bfloat16)
     right = results(inputs, schedule)
     host.leave_out_barrier(site, True)
     for seed in range(1, 20):
@@ -292,8 +307,17 @@ def test_a_missing_barrier_is_noticed(host, schedule, site):
     pytest.fail("every order of the threads gave the right result")
 
 
-def test_a_wrong_offset_is_noticed(host):
-    inputs = cases.make("lstm", Case(4, 9, 5, 40))
+def test_a_wrong_lane_is_noticed(host):
+    inputs = cases.make("gru_norm", Case(4, 9, 5, 40), torch.bfloat16)  # on tensor cores only norms shuffle
+    right = results(inputs, "stepwise")
+    host.set_wrong_lane(1)
+    found = results(inputs, "stepwise")
+    assert not torch.equal(found["y"], right["y"])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_norm"])
+def test_a_wrong_offset_is_noticed(host, cell):
+    inputs = cases.make(cell, Case(4, 9, 5, 40))
     right = results(inputs, "cluster")
     host.set_push_offset(4)
     found = results(inputs, "cluster")
@@ -328,7 +352,7 @@ SHAPES = [(B, H) for B in (1, 7, 8, 33, 128, 1000) for H in (1, 17, 64, 192, 512
 def test_plan_fits_the_chip(cuda_host, chip, dtype, backward):
     has = CHIPS[chip]
     chosen = set()
-    for (B, H), cell, D in itertools.product(SHAPES, ("lstm", "gru_reset_before"), (1, 2)):
+    for (B, H), cell, D in itertools.product(SHAPES, ("lstm", "gru_reset_before", "lstm_norm"), (1, 2)):
         plan = cuda_host.plan(cell, dtype, B, H, D, backward, "", 0, has)
         chosen.add(plan.schedule)
         text = f"{cell} B={B} H={H} D={D}: {plan}"
@@ -396,6 +420,8 @@ def test_a_schedule_that_cannot_run_is_refused(cuda_host):
         ("GRU", {"candidate_dropout": 0.3, "candidate_dropout_per": "sequence"}),
         ("LSTM", {"reset_to": "initial", "learn_initial_state": True, "num_heads": 2, "zoneout": 0.2}),
         ("LSTM", {"reset_to": "initial", "learn_initial_state": True, "proj_size": 7}),
+        ("LSTM", {"layer_norm": True, "recurrent_dropout": 0.2}),
+        ("GRU", {"layer_norm": True, "reset_to": "initial", "learn_initial_state": True}),
     ],
     ids=str,
 )
@@ -475,7 +501,7 @@ def test_compiles_in_one_graph(device):
 
 def test_padding_may_hold_nan(device):
     for kind in ("LSTM", "GRU"):
-        for options in ({}, {"reset_after": False})[: 1 + (kind == "GRU")]:
+        for options in ({}, {"layer_norm": True}, {"reset_after": False})[: 2 + (kind == "GRU")]:
             module = getattr(nn, kind)(3, 10, bidirectional=True, **options).to(device)
             x = torch.randn(4, 2, 3, device=device)
             x[2:, 1] = float("nan")
@@ -549,14 +575,15 @@ def test_what_the_engine_lacks_is_named(host):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4)), noise=Noise(1, (0.1, 0.0), True))
     with pytest.raises(NotImplementedError, match="fastgrnn: .* reset_to='initial', .* not implemented on cuda"):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4, reset=1.0, reset_to="initial")))
-    with pytest.raises(NotImplementedError, match="lstm: layer_norm has no CUDA kernels, expected tensors on cpu"):
-        nn.LSTM(4, 8, layer_norm=True)(torch.ones(3, 2, 4))
+    with pytest.raises(NotImplementedError, match="lstm: layer_norm with a projection is not implemented on cuda"):
+        nn.LSTM(4, 8, layer_norm=True, proj_size=3)(torch.ones(3, 2, 4))
     with pytest.raises(
         NotImplementedError, match="lstm: recurrent_dropout with a projection is not implemented on cuda, expected 0"
     ):
         nn.LSTM(4, 8, proj_size=3, recurrent_dropout=0.1)(torch.ones(3, 2, 4))
     for cell, case, what in (
         ("lstm", Case(3, 2, 4, 8, P=3), "with a projection"), ("gru_reset_before", Case(3, 2, 4, 8), "of reset_after"),
+        ("gru_norm", Case(3, 2, 4, 8), "with layer_norm"),
     ):  # fmt: skip
         with pytest.raises(
             NotImplementedError, match=f"checkpoint_every {what}.* is not implemented on cuda, expected 0"
@@ -576,9 +603,13 @@ def test_lengths_are_clamped(host):
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
-def test_an_empty_batch(device):
-    y, (h, c) = nn.LSTM(3, 8).to(device)(torch.randn(2, 0, 3, device=device))
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_an_empty_batch(device, layer_norm):
+    module = nn.LSTM(3, 8, layer_norm=layer_norm).to(device)
+    y, (h, c) = module(torch.randn(2, 0, 3, device=device))
     assert (y.shape, h.shape, c.shape) == ((2, 0, 8), (1, 0, 8), (1, 0, 8))
+    y.sum().backward()
+    assert not any(p.grad.any() for p in module.parameters())
 
 
 def test_more_steps_than_a_grid_has_blocks(device):

@@ -1,7 +1,7 @@
 #pragma once
 // The list of cells: one word here instantiates a cell in every schedule, ISA and binding. Those of the first list can
-// be regularised and recomputed on CUDA as well, where that takes kernels of its own; those whose units need each other
-// inside a step beyond the product run on CPUs only.
+// be regularised and recomputed on CUDA as well, where that takes kernels of its own; so do those of the last list,
+// whose units need each other inside a step beyond the product.
 #include "augru.h"
 #include "fastgrnn.h"
 #include "fastrnn.h"
@@ -40,7 +40,10 @@
   X(minlstm, MinLstmCell)                  \
   X(augru, AugruCell)
 
+#define FASTRNN_FOR_EACH_NORMALISED_CELL(X) \
+  X(lstm_norm, LstmNormCell)                \
+  X(gru_norm, GruNormCell)
+
 #define FASTRNN_FOR_EACH_CELL(X)     \
   FASTRNN_FOR_EACH_POINTWISE_CELL(X) \
-  X(lstm_norm, LstmNormCell)         \
-  X(gru_norm, GruNormCell)
+  FASTRNN_FOR_EACH_NORMALISED_CELL(X)

@@ -14,6 +14,9 @@ struct CellDefaults {
   static constexpr bool kDropsCandidate = false;
 };
 
+// Of layer normalisation, added to the variance: torch.nn.LayerNorm's default.
+constexpr double kNormEps = 1e-5;
+
 // Whether a cell's functions take its vectors; those of a normalised cell belong to the loop.
 template <class Cell>
 constexpr bool kTakesVectors = Cell::kVectors > 0 && !Cell::kNormalised;

@@ -4,8 +4,6 @@
 
 namespace fastrnn {
 namespace {
-constexpr double kNormEps = 1e-5;  // torch.nn.LayerNorm's default
-
 // Where a normalised cell keeps r (0), W x (1) and c (2): G values each (c: one) and 1/deviation, after its own.
 template <class Cell>
 constexpr int norm_slot(int which) {

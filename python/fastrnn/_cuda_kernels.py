@@ -20,10 +20,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _cells, _cuda_projected, _kernels, _oracle
+from . import _cells, _cuda_norm, _cuda_projected, _kernels, _oracle
 from . import _cuda_projection as projection
 from ._backprop import Backprop
-from ._cells import CELLS, sizes
+from ._cells import CELLS, NORMALISED, sizes
 from ._checks import STATE_NAMES, function_of, weight_names
 from ._cuda_products import (
     Direction,
@@ -66,20 +66,25 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None, recompute: bool = False
 ) -> tuple[int, ...]:
-    """As _cells.reserve_shape(), without padding, and without gates if they are recomputed; what belongs to a
-    projection comes after the rest, see _cuda_projected.split()."""
+    """As _cells.reserve_shape(), without padding, without W x normalised, and without gates if they are recomputed; what
+    belongs to a projection comes after the rest, see _cuda_projected.split()."""
     D, T, B, slots, _ = _cells.reserve_shape(cell, T, B, H, P, directions, noise)
-    return D, T, B, slots - recompute * _kept_gates(cell), H
+    less = CELLS[cell][2] - _slots(cell) + (_kept_gates(cell) if recompute else 0)
+    return D, T, B, slots - less, H
+
+
+def _slots(cell: str) -> int:
+    gates, _, slots, *_ = CELLS[cell]
+    return slots - (gates + 1 if cell in NORMALISED else 0)
 
 
 def _kept_gates(cell: str) -> int:
-    _, states, slots, *_ = CELLS[cell]
-    return slots - (states - 1)
+    return _slots(cell) - (CELLS[cell][1] - 1)
 
 
 def _recomputes(cell: str, reserve: Tensor) -> bool:
     """Whether forward has left the gates to backward."""
-    return reserve.shape[3] < CELLS[cell][2]
+    return reserve.shape[3] < _slots(cell)
 
 
 def prepare_any(
@@ -186,18 +191,22 @@ class Recurrence:
         backprop: Backprop | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B,
-        D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without), and the gradients of the
-        initial states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them
+        D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without; of a normalised cell
+        [B, D*V*H], see _cuda_norm.py), and the gradients of the initial states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them
         with what the kernel recomputes the gates from."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
         dgr = dgx if shared else torch.empty_like(dgx)
         vectors = CELLS[self.cell][3]
-        dvectors = self.x.new_empty(T, B, D * vectors * H) if vectors else None
+        wide = torch.float64 if self.x.dtype is torch.float64 else torch.float32
+        dvectors = None
+        if self.cell in NORMALISED:
+            dvectors = self.x.new_zeros(B, D * vectors * H, dtype=wide)
+        elif vectors:
+            dvectors = self.x.new_empty(T, B, D * vectors * H)
         h_prev = self.x.new_empty(T, B, D * H)
         dstates = [self.x.new_empty(D, B, H) for _ in states]
-        wide = torch.float64 if self.x.dtype is torch.float64 else torch.float32
         dinitial = self.x.new_zeros(D, B, len(states), H, dtype=wide) if self.to_initial else None
         if B:
             if gates is not None:
@@ -224,22 +233,22 @@ class Recurrence:
 def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, reset_to_initial: bool) -> None:
     """Raises where the kernels lack something that was asked for."""
     f = function_of(cell)
-    if cell not in module().CELLS:
-        raise NotImplementedError(f"{f}: layer_norm has no CUDA kernels, expected tensors on cpu")
     has = module().CELLS[cell]
     if (noise is not None or backprop is not None or reset_to_initial) and not has["special"]:
         raise NotImplementedError(
             f"{f}: zoneout, recurrent_dropout, reset_to='initial', checkpoint_every, grad_clip and detach_mask are not "
             "implemented on cuda, expected none of them"
         )
+    if P and cell in NORMALISED:  # W_hh h0 would have to be normalised with the product, not with W x
+        raise NotImplementedError(f"{f}: layer_norm with a projection is not implemented on cuda, expected one of them")
     if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
         raise NotImplementedError(f"{f}: recurrent_dropout with a projection is not implemented on cuda, expected 0")
     if P and backprop is not None and backprop.detach_mask is not None:
         raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
             f"{f}: detach_mask with a projection is not implemented on cuda, expected None"
         )
-    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"]):
-        what = "with a projection" if P else "of reset_after=False"
+    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"] or cell in NORMALISED):
+        what = "with a projection" if P else "of reset_after=False" if has["late_gates"] else "with layer_norm"
         raise NotImplementedError(f"{f}: checkpoint_every {what} is not implemented on cuda, expected 0")
 
 
@@ -276,7 +285,7 @@ def forward(
         new = x.new_zeros if whole_reserve and lengths is not None else x.new_empty
         reserve = new(reserve_shape(cell, T, B, H, P, D, noise, recompute))
     recurrence = Recurrence(cell, x, ways, rows, (T, B, I, H, D), batch_first, schedule, noise, recompute)
-    gx = project_input(x, ways)
+    gx = _cuda_norm.normalised_input(x, ways) if cell in NORMALISED else project_input(x, ways)
     if P:
         last = _cuda_projected.forward(recurrence, gx, states, ways, y, reserve)
     else:
@@ -333,12 +342,15 @@ def backward(
             ) if again else None,
             backprop,
         )  # fmt: skip
-        found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
-        if any(wanted[3:]):
+        sums = ()
+        if cell in NORMALISED:
+            dgx, sums = _cuda_norm.gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors)
+        elif any(wanted[3:]):
             late = module().CELLS[cell]["late_gates"] * H
             read = (late, reserve) if late else None
-            for own in weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors, read):
-                found += [g for g in own if g is not None]
+            sums = weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors, read)
+        found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, *dstates, None][:3]
+        found += [g for own in sums for g in own if g is not None]
     grads = [g for g, want in zip(found, wanted) if want]
     if _oracle.CHECK:
         inputs = (x, h0, c0, *weights)
@@ -356,5 +368,5 @@ def kept_states(
     D, T, B, slots, H = reserve.shape
     if len(weights) // D & 1:  # projected
         reserve = _cuda_projected.split(reserve)[0].view(D, T, B, slots - 1, H)
-    first = 0 if _recomputes(cell, reserve) else None
+    first = 0 if _recomputes(cell, reserve) else _kept_gates(cell)
     return _kernels.kept_states(cell, reserve, weights, lengths, batch_first, with_gates, first)

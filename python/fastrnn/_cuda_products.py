@@ -97,6 +97,15 @@ def input_gradient(dgx: Tensor, ways: Sequence[Direction], batch_first: bool) ->
     return dx.transpose(0, 1).contiguous() if batch_first else dx
 
 
+def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [T, B, I] with zeros past the lengths: it may hold anything there, also NaN, which a gradient of zero would not
+    hide."""
+    if lengths is None:
+        return x
+    beyond = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
+    return x.masked_fill(beyond.unsqueeze(-1), 0)
+
+
 def weight_gradients(
     x: Tensor,
     ways: Sequence[Direction],
@@ -113,11 +122,7 @@ def weight_gradients(
         are,
     and the reserve, whose last slot has it.
     """
-    T, D = x.shape[0], len(ways)
-    if lengths is not None:  # padding may hold anything, also NaN, which a gradient of zero would not hide
-        beyond = torch.arange(T, device=x.device)[:, None] >= lengths
-        x = x.masked_fill(beyond.unsqueeze(-1), 0)
-    x = x.flatten(0, 1)
+    x, D = without_padding(x, lengths).flatten(0, 1), len(ways)
     grads = []
     for d in range(D):
         to_x, to_h, h = (t.flatten(0, 1).chunk(D, dim=1)[d] for t in (dgx, dgr, h_prev))
