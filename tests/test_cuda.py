@@ -77,7 +77,7 @@ EVERY = [
     for schedule, cell, case in itertools.product(schedules_for(dtype), CELLS, CASES)
     # Activations differ in the cell alone: one of them in full, the others once.
     if cell not in SAME_BUT_FOR_AN_ACTIVATION or (case is CASES[2] and dtype is torch.float32)
-    # Their exchanges do not depend on the type; 1/deviation of a single unit, 316, magnifies the rounding of narrow ones.
+    # Norms magnify the rounding of narrow types: by 316, 1/deviation, where there is a single unit.
     if cell not in NORMALISED or dtype is torch.float32 or case is CASES[2]
     # A cluster or a grid has two CTAs or more, of eight units or more.
     if schedule not in ("cluster", "grid") or case.H > 8
@@ -113,7 +113,7 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
 
 # Those of fastrnn.nn.LSTM, GRU and RNN, which have these options.
 REGULARISED = [c for c in CELLS if c.startswith(("lstm", "gru", "rnn"))]
-# Resets to the initial state, never, often and always, the last with padded rows that reset as well.
+# Resets to the initial state, at some steps and at all, in padding as well.
 INITIAL = [
     Case(5, 9, 7, 33, D=2, ragged=True, reset=0.3, reset_to="initial"),
     Case(3, 34, 3, 40, ragged=True, batch_first=True, reset=1.0, reset_to="initial"),

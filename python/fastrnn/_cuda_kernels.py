@@ -66,14 +66,15 @@ def _plan(cell: str, dtype: torch.dtype, B: int, H: int, D: int, backward: bool,
 def reserve_shape(
     cell: str, T: int, B: int, H: int, P: int, directions: int, noise: Noise | None = None, recompute: bool = False
 ) -> tuple[int, ...]:
-    """As _cells.reserve_shape(), without padding, without W x normalised, and without gates if they are recomputed; what
-    belongs to a projection comes after the rest, see _cuda_projected.split()."""
+    """As _cells.reserve_shape(), without padding, W x normalised, and the gates if they are recomputed; what belongs to a
+    projection comes after the rest, see _cuda_projected.split()."""
     D, T, B, slots, _ = _cells.reserve_shape(cell, T, B, H, P, directions, noise)
     less = CELLS[cell][2] - _slots(cell) + (_kept_gates(cell) if recompute else 0)
     return D, T, B, slots - less, H
 
 
 def _slots(cell: str) -> int:
+    """Values of a unit that the kernels keep of a step."""
     gates, _, slots, *_ = CELLS[cell]
     return slots - (gates + 1 if cell in NORMALISED else 0)
 
@@ -163,8 +164,8 @@ class Recurrence:
         layer = module().Layer(
             self.cell, DTYPES[self.x.dtype], T, B, H, D, weights, [address_of(s) for s in states],
             address_of(self.lengths), address_of(self.reset_mask), *_strides(self.reset_mask, self.batch_first),
-            self.to_initial, y.data_ptr(), *_strides(y, self.batch_first), address_of(reserve), workspace.data_ptr(), self.noise,
-            self.recompute,
+            self.to_initial, y.data_ptr(), *_strides(y, self.batch_first), address_of(reserve), workspace.data_ptr(),
+            self.noise, self.recompute,
         )  # fmt: skip
         return layer, workspace
 
@@ -191,9 +192,9 @@ class Recurrence:
         backprop: Backprop | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B,
-        D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without; of a normalised cell
-        [B, D*V*H], see _cuda_norm.py), and the gradients of the initial states [D, B, H]; above: those of the last states; dcs: of c of every step; gates(dgx, dgr) fills them
-        with what the kernel recomputes the gates from."""
+        D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without; of a normalised cell [B,
+        D*V*H], see _cuda_norm.py), and the gradients of the initial states [D, B, H]; above: those of the last states;
+        dcs: of c of every step; gates(dgx, dgr) fills them with what the kernel recomputes the gates from."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]

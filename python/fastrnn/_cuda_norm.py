@@ -1,7 +1,7 @@
 """Layer normalisation of W x in a CUDA layer, and its gradient, by torch; that of R h and of c is the kernels'.
 
-W x of all steps is there before the first step, so its norm needs no serial part. Backward computes W x again instead of
-keeping it: it is as large as the gates.
+W x of all steps is there before the first step, so its norm needs no serial part. Backward computes W x again instead
+of keeping it: it is as large as the gates.
 """
 
 from __future__ import annotations
