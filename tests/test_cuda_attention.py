@@ -348,36 +348,41 @@ def test_any_order_of_threads_gives_the_same_bits(host, score, dtype):
 
 
 # What each warp has found is there and the last tile has been read; a tile is in place; the warps' sums are there.
-FAULTS = [("weights", 4), ("weights", 5), ("dquery", 4), ("dquery", 5), ("dquery", 6), ("dv", 6)]
+FAULTS = [
+    (score, *fault)
+    for score in ("additive", "additive_relu")
+    for fault in (("weights", 4), ("weights", 5), ("dquery", 4), ("dquery", 5), ("dquery", 6), ("dv", 6))
+    if (score, *fault) != ("additive_relu", "dquery", 4)  # no range to decide on
+]
 
 
-@pytest.mark.parametrize(("name", "site"), FAULTS)
-def test_a_missing_barrier_is_noticed(host, name, site):
+@pytest.mark.parametrize(("score", "name", "site"), FAULTS)
+def test_a_missing_barrier_is_noticed(host, score, name, site):
     # The first query is beyond the exponentials: what decides that has to reach every warp.
     tensors = make("additive", MIXED, torch.float32)
     with torch.no_grad():
         tensors[0][:, 0] = 100.0
-    right = found("cpu", "additive", tensors, {})
+    right = found("cpu", score, tensors, {})
     if name != "weights":
-        right = gradients_alone(host, tensors, None)
+        right = gradients_alone(host, score, tensors, None)
     for seed in range(1, 20):
         host.set_seed(seed)
-        again = gradients_alone(host, tensors, site) if name != "weights" else found_without(host, tensors, site)
+        again = (gradients_alone if name != "weights" else found_without)(host, score, tensors, site)
         if not torch.equal(again[name], right[name]):
             return
     pytest.fail("every order of the threads gave the right result")
 
 
-def found_without(host, tensors, site):
+def found_without(host, score, tensors, site):
     host.leave_out_barrier(site, True)
-    context, weights = additive_attention(*(t.detach() for t in tensors))
+    context, weights = FUNCTIONS[score](*(t.detach() for t in tensors))
     host.leave_out_barrier(site, False)
     return {"weights": weights}
 
 
-def gradients_alone(host, tensors, site):
+def gradients_alone(host, score, tensors, site):
     """Gradients of a forward that is right, with a barrier left out of backward."""
-    context, weights = additive_attention(*tensors)
+    context, weights = FUNCTIONS[score](*tensors)
     if site is not None:
         host.leave_out_barrier(site, True)
     got = torch.autograd.grad(context.sum() + weights[..., 0].sum(), tensors)
