@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastrnn import nn  # noqa: E402
+import fastrnn  # noqa: E402
+from fastrnn import _torch_attention, nn  # noqa: E402
 
 DOUBLE = {"dtype": torch.float64}
 HEADS = {
@@ -119,3 +120,176 @@ def test_multi_head_dropout():
     y, weights = ours.train()(x, x, average_attn_weights=False)
     assert ((weights == 0) | torch.isclose(weights, 2 * plain)).all() and (weights == 0).any()
     assert y.shape == x.shape
+
+
+# ---- heads without weights, handed over to torch
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """The calls of torch's scaled_dot_product_attention."""
+    calls, real = [], _torch_attention.scaled_dot_product_attention
+
+    def spy(*args, **options):
+        calls.append(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(_torch_attention, "scaled_dot_product_attention", spy)
+    return calls
+
+
+def self_attention(S=40, L=35, **options):
+    """A module with random biases, queries and a memory."""
+    module = nn.MultiHeadAttention(16, 2, batch_first=True, **options)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn_like(p) / 2)
+    return module, torch.randn(3, L, 16), torch.randn(3, S, 16)
+
+
+def limits(name, L=35, S=40):
+    """Options of a call that hide keys; in most of them query 1 of row 1 or of all rows has none left."""
+    pairs, padding = torch.rand(L, S) < 0.4, torch.rand(3, S) < 0.4
+    pairs[1], padding[1] = True, True
+    floats = torch.randn(L, S).masked_fill(pairs, -math.inf)
+    made = {
+        "none": {},
+        "causal": {"is_causal": True},
+        "bool": {"attn_mask": pairs},
+        "float": {"attn_mask": floats},
+        "per head": {"attn_mask": pairs.expand(6, L, S) & (torch.rand(6, L, S) < 0.6)},
+        "padding": {"key_padding_mask": padding},
+        "bool, float": {"key_padding_mask": padding, "attn_mask": floats},
+        "padding, causal": {"key_padding_mask": padding, "is_causal": True},
+    }
+    return made[name]
+
+
+KINDS = ["none", "causal", "bool", "float", "per head", "padding", "bool, float", "padding, causal"]
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}], ids=["plain", "appended"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_handed_over_heads_are_ours(kind, options, handed):
+    for L in (35, 50):
+        module, query, memory = self_attention(L=L, **options)
+        for call in ({}, {"keys": module.precompute(memory)}):
+            more = limits(kind, L) | {"key": None if call else memory} | call
+            with torch.no_grad():
+                y, none = module(query, need_weights=False, **more)
+                want, _ = module(query, **more)
+            assert none is None
+            torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+    assert len(handed) == 4
+    assert handed[0]["is_causal"] == (kind == "causal" and not options)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "padding"])
+@pytest.mark.parametrize("version", ["2.4", "now"])
+def test_a_query_without_a_key_gives_zeros_from_torch_as_well(kind, version, handed, monkeypatch):
+    """Up to 2.4 torch gave NaN for it."""
+    module, query, memory = self_attention()
+    if version == "2.4":
+        real = _torch_attention.scaled_dot_product_attention
+        nan = torch.tensor(math.nan)
+
+        def old(q, k, v, attn_mask, is_causal):
+            y = real(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+            return torch.where((y == 0).all(-1, keepdim=True), nan, y)
+
+        monkeypatch.setattr(_torch_attention, "scaled_dot_product_attention", old)
+    with torch.no_grad():
+        y, _ = module(query, memory, need_weights=False, **limits(kind))
+    dead = y[1] if kind == "padding" else y[:, 1]
+    assert len(handed) == 1 and torch.equal(dead, module.out_proj.bias.expand_as(dead)) and y.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "padding", "causal"])
+def test_hidden_keys_may_hold_nan_there_as_well(kind, handed):
+    module, query, memory = self_attention(S=60)
+    options = limits(kind, S=60)
+    for mask in options.values():
+        if isinstance(mask, torch.Tensor):
+            mask[..., 50:] = True if mask.dtype is torch.bool else -math.inf
+    with torch.no_grad():
+        keys = module.precompute(memory)
+        want, _ = module(query, keys=keys, need_weights=False, **options)
+        for t in keys:
+            t[:, :, 50:] = math.nan
+        y, _ = module(query, keys=keys, need_weights=False, **options)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+    assert len(handed) == 2 and y.isfinite().all()
+
+
+@pytest.mark.parametrize("S", [31, 32, 33, 64, 65, 513])
+@pytest.mark.parametrize("where", ["query", "memory"])
+def test_nan_is_not_hidden_there_either(where, S):
+    module, query, memory = self_attention(S)
+    (query if where == "query" else memory)[0, 1] = math.nan
+    with torch.no_grad():
+        for options in ({}, {"is_causal": True}, {"attn_mask": torch.zeros(35, S)}):
+            y, _ = module(query, memory, need_weights=False, **options)
+            assert y[0, 1].isnan().all() and y[1:].isfinite().all()
+
+
+def test_what_is_not_handed_over(handed):
+    module, query, memory = self_attention()
+    module(query, memory, need_weights=False)  # parameters want gradients
+    with torch.no_grad():
+        module(query, memory)
+        module(query, memory, need_weights=False, lengths=[40, 3, 0])
+        module(query, memory[:, :31], need_weights=False)
+        module(query[:, :0], memory, need_weights=False)
+        for dtype in (torch.float64, torch.bfloat16):
+            other = nn.MultiHeadAttention(16, 2, batch_first=True, dtype=dtype)
+            other(query.to(dtype), memory.to(dtype), need_weights=False)
+        nn.MultiHeadAttention(16, 2, dropout=0.1, batch_first=True)(query, memory, need_weights=False)
+        nn.MultiHeadAttention(130, 2)(torch.randn(40, 1, 130), torch.randn(40, 1, 130), need_weights=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            module(query, memory, need_weights=False)
+        torch.func.vmap(lambda q: module(q, memory, need_weights=False)[0])(query[None])
+    assert not handed
+    with torch.no_grad():
+        nn.MultiHeadAttention(16, 2, dropout=0.1, batch_first=True).eval()(query, memory, need_weights=False)
+        module(query[:, :1], memory, need_weights=False)
+    assert len(handed) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_heads_are_not_handed_over(handed):
+    module, query, memory = self_attention()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    lengths = torch.tensor([40, 0, 7])
+    with torch.no_grad():
+        for options in ({}, {"lengths": lengths}):
+            y = compiled(query, memory, need_weights=False, **options)[0]
+            torch.testing.assert_close(y, module(query, memory, **options)[0])
+    assert not handed
+
+
+def test_handing_over_is_printed(capfd, monkeypatch):
+    monkeypatch.setattr(_torch_attention, "_LOG", True)
+    module, query, memory = self_attention()
+    with torch.no_grad():
+        module(query, memory, need_weights=False)
+    line = "fastrnn: dot_attention_forward B=3 heads=2 L=35 S=40 D=8 -> torch scaled_dot_product_attention\n"
+    assert capfd.readouterr().err == line
+
+
+def test_lengths_of_heads_are_those_of_the_kernel():
+    """What lies past them is not read, precomputed NaN included, whether weights are wanted or not."""
+    module, query, memory = self_attention()
+    lengths = torch.tensor([40, 0, 7])
+    keys = module.precompute(memory)
+    spoiled = tuple(t.detach().clone() for t in keys)
+    for t in spoiled:
+        t[1], t[2, :, 7:] = math.nan, math.inf
+    ignored = torch.arange(40) >= lengths[:, None]
+    for options in ({}, {"attn_mask": torch.rand(35, 40) < 0.3}, {"is_causal": True}):
+        want, weights = module(query, keys=keys, key_padding_mask=ignored, **options)
+        for need in (True, False):
+            y, found = module(query, keys=spoiled, lengths=lengths, need_weights=need, **options)
+            torch.testing.assert_close(y, want)
+            assert not need or torch.allclose(found, weights)
+    with pytest.raises(fastrnn.ShapeError, match="MultiHeadAttention: lengths has 41, expected 0 <= lengths <= T = 40"):
+        module(query, memory, lengths=[40, 41, 0])

@@ -25,11 +25,13 @@ _INTEGERS = (
 
 
 def is_plain(t: object, like: Tensor | None = None) -> bool:
-    """Whether t is a dense float32 or float64 tensor on a CPU, with the dtype of `like` if that is given.
+    """Whether t is a dense float32 or float64 tensor on a CPU, as `like` is if that is given.
 
     The quick look: calls check argument by argument, to name the wrong one, only after this has failed.
     """
-    return _is_dense_here(t) and t.dtype in WIDE_DTYPES and (like is None or t.dtype is like.dtype)
+    if not _is_dense_here(t) or t.dtype not in WIDE_DTYPES:
+        return False
+    return like is None or (t.dtype is like.dtype and like.is_cpu)
 
 
 def _is_dense_here(t: object) -> bool:

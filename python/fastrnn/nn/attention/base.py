@@ -211,7 +211,7 @@ class Attention(Module):
 
     def _check_like(self, argument: str, t: Tensor, other: Tensor, other_name: str) -> None:
         """Raises unless t can be computed with another tensor that has been checked, or is cast as autocast casts that."""
-        if is_plain(t, other) and other.is_cpu:
+        if is_plain(t, other):
             return
         check_floats(type(self).__name__, argument, t)
         if not torch.is_autocast_enabled("cpu"):

@@ -13,7 +13,17 @@ from torch.nn.functional import dropout, linear, pad
 
 from ... import _checks, scopes
 from ..._attention_masks import cleared, hidden_keys, valid_keys
-from ..._tensor_checks import as_lengths, check_dense, check_device, check_floats, check_like, check_memory
+from ..._tensor_checks import (
+    as_lengths,
+    check_dense,
+    check_device,
+    check_floats,
+    check_lengths_within,
+    check_like,
+    check_memory,
+    is_plain,
+)
+from ..._torch_attention import heads_context
 from ...attention import dot_attention
 from .base import check_positive
 
@@ -107,7 +117,8 @@ class MultiHeadAttention(Module):
             Two tensors [B, heads, S, head_dim], the argument `keys` of forward().
         """
         key, value = self._memory(key, value)
-        hidden = None if lengths is None else ~_valid(lengths, key)
+        S = key.shape[1]
+        hidden = None if lengths is None else ~valid_keys(_NAME, _checked_lengths(lengths, key, S), S)
         return self._project(key, value, hidden)
 
     def _memory(self, key: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -145,7 +156,8 @@ class MultiHeadAttention(Module):
             key: [S, B, kdim] in the layout of query; not needed with `keys`.
             value: [S, B, vdim]; None for key.
             key_padding_mask: [B, S], true where a key is ignored; or floats that are added to the scores.
-            need_weights: False returns None for the weights.
+            need_weights: False returns None for the weights, and leaves the heads to torch's
+                scaled_dot_product_attention where that is faster (docs/attention.md; FASTRNN_LOG=1 prints it).
             attn_mask: [L, S] or [B*heads, L, S], true where a key is ignored; or floats that are added to the scores.
             average_attn_weights: True for the mean over the heads.
             is_causal: True for a query that sees no later key; attn_mask, if there is one, is used instead.
@@ -172,9 +184,9 @@ class MultiHeadAttention(Module):
         q = self._heads(linear(query, weights[0], biases[0]))
         limits = self._limits(q, S, key_padding_mask, attn_mask, is_causal, lengths, unbatched)
         if keys is None:
-            k, v = self._project(key, value, limits.hidden((B, heads)))
+            k, v = self._project(key, value, limits.hidden((B, heads), S))
         k, v, limits = self._appended(k, v, limits)
-        context, shares = self._attend(q, k, v, limits)
+        context, shares = self._attend(q, k, v, limits, need_weights)
         y = self.out_proj(context.transpose(1, 2).flatten(2))
         y = y.squeeze(0) if unbatched else y if self.batch_first else y.transpose(0, 1)
         if not need_weights:
@@ -188,28 +200,38 @@ class MultiHeadAttention(Module):
             raise _checks.type_error(_NAME, "keys", keys, "a pair of tensors, from precompute()")
         for name, t in zip(("keys", "values"), keys):
             check_like(_NAME, name, t, query, "query")
+            check_memory(_NAME, name, t)
             _checks.check_rank(_NAME, name, t.shape, "(B, heads, S, head_dim)")
             expected = (query.shape[0], self.num_heads, keys[0].shape[2], self.head_dim)
             _checks.check_shape(_NAME, name, t.shape, "(B, heads, S, head_dim)", expected)
         return keys
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, limits: _Limits) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, limits: _Limits, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """context [B, heads, L, head_dim] and weights [B, heads, L, S]; every head is a row of the batch."""
+        drops = self.training and self.dropout > 0
+        lengths, mask, bias, is_causal = limits
+        if not need_weights and not drops and lengths is None:  # kernels of fastrnn skip what lies past them
+            context = heads_context(q, k, v, mask, bias, is_causal)
+            if context is not None:
+                return context, None
         B, heads, L, _ = q.shape
-        options = {name: _rows(t, (B, heads, L, k.shape[2])) for name, t in limits._asdict().items()}
+        options = {name: _rows(t, (B, heads, L, k.shape[2])) for name, t in (("mask", mask), ("bias", bias))}
+        lengths = None if lengths is None else lengths.repeat_interleave(heads)
         q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        context, weights = dot_attention(q, k, v, scale=1 / math.sqrt(self.head_dim), **options)
-        if self.training and self.dropout:
+        context, weights = dot_attention(q, k, v, scale=1 / math.sqrt(self.head_dim), lengths=lengths, **options)
+        if drops:
             weights = dropout(weights, self.dropout)
             context = weights @ v
         return context.unflatten(0, (B, heads)), weights.unflatten(0, (B, heads))
 
     def _limits(self, q, S, key_padding_mask, attn_mask, is_causal, lengths, unbatched) -> _Limits:
-        """What is left out as one mask (true is kept) and one bias, both broadcasting to [B, heads, L, S]."""
+        """What is left out, besides lengths as one mask (true is kept) and one bias, broadcasting to [B, heads, L, S]."""
         B, heads, L = q.shape[:3]
-        limits = _Limits(None, None)
+        limits = _Limits()
         if lengths is not None:
-            limits = limits.keeping(_valid(lengths, q, S)[:, None, None])
+            limits = limits._replace(lengths=_checked_lengths(lengths, q, S))
         if key_padding_mask is not None:
             _check_mask("key_padding_mask", key_padding_mask, q)
             shape, symbols = ((S,), "(S,)") if unbatched else ((B, S), "(B, S)")
@@ -225,11 +247,17 @@ class MultiHeadAttention(Module):
                 attn_mask = attn_mask[None, None]
             limits = limits.also(attn_mask, q.dtype)
         elif is_causal:
-            limits = limits.keeping(scopes.causal(L, S, device=q.device)[None, None])
+            alone = lengths is None and key_padding_mask is None
+            limits = limits.keeping(scopes.causal(L, S, device=q.device)[None, None])._replace(is_causal=alone)
         return limits
 
     def _appended(self, k: Tensor, v: Tensor, limits: _Limits) -> tuple[Tensor, Tensor, _Limits]:
         """Keys and values with bias_k, bias_v and a zero behind them, which no mask leaves out."""
+        if self.bias_k is None and not self.add_zero_attn:
+            return k, v, limits
+        if limits.lengths is not None:
+            valid = valid_keys(_NAME, limits.lengths, k.shape[2])
+            limits = limits.keeping(valid[:, None, None])
         more = 0
         if self.bias_k is not None:
             k, v = (
@@ -242,7 +270,7 @@ class MultiHeadAttention(Module):
             more += 1
         mask = None if limits.mask is None else pad(limits.mask, (0, more), value=True)
         bias = None if limits.bias is None else pad(limits.bias, (0, more))
-        return k, v, _Limits(mask, bias)
+        return k, v, _Limits(mask=mask, bias=bias)
 
     def _projections(self) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """Weights and biases of queries, keys and values."""
@@ -258,10 +286,11 @@ class MultiHeadAttention(Module):
 
     def _batched(self, name: str, t: Tensor, width: int, symbols: str) -> tuple[Tensor, bool]:
         """t with B first, and whether it had no B."""
-        check_floats(_NAME, name, t)
+        if not is_plain(t, self.out_proj.weight):
+            check_floats(_NAME, name, t)
+            if not torch.is_autocast_enabled("cpu"):
+                check_like(_NAME, name, t, self.out_proj.weight, "the parameters")
         check_memory(_NAME, name, t)
-        if not torch.is_autocast_enabled("cpu"):
-            check_like(_NAME, name, t, self.out_proj.weight, "the parameters")
         unbatched = t.ndim == 2
         if unbatched:
             t = t.unsqueeze(0)
@@ -276,16 +305,25 @@ class MultiHeadAttention(Module):
 
 
 class _Limits(NamedTuple):
-    mask: Tensor | None  # bool, true where a key is kept
-    bias: Tensor | None
+    lengths: Tensor | None = None  # [B]
+    mask: Tensor | None = None  # bool, true where a key is kept
+    bias: Tensor | None = None
+    is_causal: bool = False  # whether the mask is the causal one, and all there is
 
     def keeping(self, mask: Tensor) -> _Limits:
         return self._replace(mask=mask if self.mask is None else self.mask & mask)
 
-    def hidden(self, rows: tuple[int, int]) -> Tensor | None:
+    def hidden(self, rows: tuple[int, int], S: int) -> Tensor | None:
         """Bool [B, S], true for a key that no query of any head may attend to."""
-        mask, bias = (None if t is None else t.expand(*rows, *t.shape[2:]).flatten(1, 2) for t in self)
-        return hidden_keys(mask, bias)
+        pairs = (self.mask, self.bias)
+        if self.mask is not None and self.bias is not None:
+            pairs = torch.broadcast_tensors(*pairs)
+        mask, bias = (None if t is None else t.expand(*rows, *t.shape[2:]).flatten(1, 2) for t in pairs)
+        hidden = hidden_keys(mask, bias)
+        if self.lengths is None:
+            return hidden
+        padding = ~valid_keys(_NAME, self.lengths, S)
+        return padding if hidden is None else hidden | padding
 
     def also(self, given: Tensor, dtype: torch.dtype) -> _Limits:
         """With a mask in torch's sense: bool, true where a key is left out, or floats to add."""
@@ -304,10 +342,11 @@ def _rows(t: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     return t.expand(*shape[:2], *t.shape[2:]).flatten(0, 1)
 
 
-def _valid(lengths: Tensor | Sequence[int], t: Tensor, S: int | None = None) -> Tensor:
-    """Bool [B, S], true for the keys within the lengths; t is [B, S, *] if S is not given."""
-    S = t.shape[1] if S is None else S
-    return valid_keys(_NAME, as_lengths(_NAME, lengths, t.shape[0], t, "query", S), S)
+def _checked_lengths(lengths: Tensor | Sequence[int], t: Tensor, S: int) -> Tensor:
+    """Lengths [B] within S, beside t [B, *]."""
+    lengths = as_lengths(_NAME, lengths, t.shape[0], t, "query", S)
+    check_lengths_within(_NAME, lengths, S)
+    return lengths
 
 
 def _check_mask(name: str, mask: Tensor, query: Tensor) -> None:
