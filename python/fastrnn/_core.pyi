@@ -148,7 +148,9 @@ class Decoder:  # what forward and backward of an attention decoder share; conti
         inputs: Sequence[int],
     ) -> None: ...
 
-def decoder_record(cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool) -> int: ...  # numbers kept per step
+def decoder_record(
+    cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool, /
+) -> list[int]: ...  # where c, h, query, context and output of a step are kept, and the size
 def decoder_forward(
     decoder: Decoder, outputs: int, weights: int, h: int, c: int, reserve: int, threads: int, /
 ) -> None: ...

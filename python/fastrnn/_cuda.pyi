@@ -83,3 +83,29 @@ def additive_gradients(
     dtype: str, device: int, stream: int, sizes: Sequence[int], activation: str, inputs: Sequence[int], dscores: int,
     dquery: int, dkey: int, dquery_sums: int, dv_parts: int, /,
 ) -> None: ...  # fmt: skip
+
+# The attention decoder, see cuda/decoder.h; Decoder and decoder_record() as in _core.pyi.
+class Decoder:
+    def __init__(
+        self, itemsize: int, cell: str, bahdanau: bool, sizes: Sequence[int], inputs: Sequence[int]
+    ) -> None: ...
+
+def decoder_record(cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool, /) -> list[int]: ...
+def decoder_forward(
+    decoder: Decoder, device: int, stream: int, slots: int,
+    found: Sequence[int],  # outputs, weights, records, scores
+    /,
+) -> None: ...  # fmt: skip
+def decoder_backward(
+    decoder: Decoder, device: int, stream: int,
+    transposed: Sequence[int],  # w_hh, w_feed, w_query, w_context, w_hidden; 0 = absent
+    given: Sequence[int],  # weights, reserve, doutputs, dweights
+    found: Sequence[int],  # dh, dc, dgates, drecurrent, dout, dcontext, dscores, dquery, dfeed0, dshares
+    /,
+) -> None: ...  # fmt: skip
+def decoder_generate(
+    decoder: Decoder, device: int, stream: int, first: int, last: int, sizes: Sequence[int], temperature: float,
+    seed: int, inputs: Sequence[int], found: Sequence[int],
+    scratch: Sequence[int],  # records, scores, outputs, logits, totals, shifts, best scores, best, done
+    /,
+) -> None: ...  # fmt: skip

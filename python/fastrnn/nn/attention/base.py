@@ -17,7 +17,15 @@ from torch.nn.functional import dropout
 
 from ... import _checks, normalizers
 from ..._attention_masks import as_bias, as_mask, check_temperature, cleared, hidden_keys, valid_keys
-from ..._tensor_checks import as_lengths, check_floats, check_lengths_within, check_like, check_memory, is_plain
+from ..._tensor_checks import (
+    as_lengths,
+    autocast_dtype,
+    check_floats,
+    check_lengths_within,
+    check_like,
+    check_memory,
+    is_plain,
+)
 from .scores import Scope, Score, make_score
 
 
@@ -214,7 +222,7 @@ class Attention(Module):
         if is_plain(t, other):
             return
         check_floats(type(self).__name__, argument, t)
-        if not torch.is_autocast_enabled("cpu"):
+        if autocast_dtype(t) is None:
             check_like(type(self).__name__, argument, t, other, other_name)
 
     def _fused(self) -> bool:

@@ -15,6 +15,7 @@ from ... import _checks, scopes
 from ..._attention_masks import cleared, hidden_keys, valid_keys
 from ..._tensor_checks import (
     as_lengths,
+    autocast_dtype,
     check_dense,
     check_device,
     check_floats,
@@ -288,7 +289,7 @@ class MultiHeadAttention(Module):
         """t with B first, and whether it had no B."""
         if not is_plain(t, self.out_proj.weight):
             check_floats(_NAME, name, t)
-            if not torch.is_autocast_enabled("cpu"):
+            if autocast_dtype(t) is None:
                 check_like(_NAME, name, t, self.out_proj.weight, "the parameters")
         check_memory(_NAME, name, t)
         unbatched = t.ndim == 2
