@@ -135,7 +135,8 @@ gpu:
 				> build/gpu/$$tool.log 2>&1; status=$$?; tail -3 build/gpu/$$tool.log; echo "  exit status $$status"; \
 		fi; done
 	$(GPU_TESTS)
-	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) bench/gpu.py $(if $(GPU_OUT),--out $(GPU_OUT)) $(ARGS)
+	cmake --build build/gpu --target gpu_primitives
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) bench/gpu.py --primitives build/gpu/gpu_primitives $(if $(GPU_OUT),--out $(GPU_OUT)) $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

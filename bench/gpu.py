@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("--quick", action="store_true", help="a corner of the grid")
     command.add_argument("--only", choices=PARTS, help="one of the parts")
+    command.add_argument("--primitives", type=Path, help="the program of gpu_primitives.cu, which is run first")
     command.add_argument("--steps", type=int, default=512, help="sequence length T")
     command.add_argument("--seconds", type=float, default=240, help="stop adding points after this time")
     command.add_argument("--out", type=Path, help="directory for the results")
@@ -200,6 +201,11 @@ def main(argv: list[str] | None = None) -> int:
     out = options.out or Path(__file__).resolve().parent / "results" / name
     out.mkdir(parents=True, exist_ok=True)
     heading = ", ".join(f"{k} {v}" for k, v in machine.items())
+    if options.primitives:
+        found = subprocess.run([options.primitives.resolve()], check=True, capture_output=True, text=True, timeout=60)
+        measured = json.dumps({"machine": machine, **json.loads(found.stdout)}, indent=1)
+        (out / "primitives.json").write_text(measured + "\n")
+        print(measured)
     if options.only in (None, "layers"):
         points = measure_layers(options)
         text = table(points, heading)

@@ -237,6 +237,9 @@ const char* cudaGetErrorString(cudaError_t e) {
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   return memset(p, value, bytes), cudaSuccess;
 }
+cudaError_t cudaMalloc(void** p, size_t bytes) { return *p = calloc(1, bytes), cudaSuccess; }
+cudaError_t cudaFree(void* p) { return free(p), cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return *p = calloc(1, bytes), cudaSuccess; }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
