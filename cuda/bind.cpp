@@ -179,7 +179,7 @@ struct Layer {  // the arguments that forward and backward share
 };
 
 void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address gx, int64_t gx_t,
-                 int64_t gx_b, const Addresses& states_out) {
+                 int64_t gx_b, const Addresses& states_out, Address first_product) {
   const OnDevice guard(device);
   check_waits();
   CudaForward p{};
@@ -188,6 +188,7 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
   p.gx_stride_t = gx_t;
   p.gx_stride_b = gx_b;
   for (int s = 0; s < 2; ++s) p.states_out[s] = at<void>(states_out, s);
+  p.first_product = at<void>(first_product);
   const CudaKernels& kernels = kernels_of(layer.cell, layer.dtype, p.special());
   py::gil_scoped_release release;
   check(kernels.forward(p, at<CUstream_st>(stream)), "rnn_forward");

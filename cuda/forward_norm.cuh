@@ -50,9 +50,13 @@ class NormForwardRun : ForwardRun<Cell, E, true> {
     return {row, unit, row < p_.B && unit < p_.H};
   }
 
-  // Whether the product of step k is of something.
-  __device__ bool multiplies(const RowTime& when, int64_t row, int64_t k) const {
-    return k < when.length && !Base::fresh(when, row, k);
+  // R h of one unit of one row, where the row has not ended and h is not zero.
+  __device__ void product_of_unit(int i, int64_t k, const Unit& u, A* raw) const {
+    const RowTime when(p_, u.row, at_.d);
+    if (k >= when.length || Base::fresh(when, u.row, k)) return;
+    const bool given = p_.first_product && (k == 0 || Base::returns(when, u.row, k));
+    const E* from = as<E>(p_.first_product) + (at_.d * p_.B + u.row) * G * p_.H + u.unit;
+    for (int g = 0; g < G; ++g) raw[g] = given ? widen(from[g * p_.H]) : Base::template product_of<0>(i, g);
   }
   __device__ void product(int64_t e, int64_t k) {
     if (e > 0) Base::receive(e);
@@ -60,8 +64,7 @@ class NormForwardRun : ForwardRun<Cell, E, true> {
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
       const Unit u = unit_of(i);
       A raw[G] = {};
-      if (u.real && multiplies(RowTime(p_, u.row, at_.d), u.row, k))
-        for (int g = 0; g < G; ++g) raw[g] = Base::template product_of<0>(i, g);
+      if (u.real) product_of_unit(i, k, u, raw);
       for (int g = 0; g < G; ++g) extra_[g * pairs() + i] = raw[g];
       rows_.template leave_moments<G>(i, raw);
     }

@@ -28,18 +28,20 @@ class RowSums {
   __device__ RowSums(const CudaLayer& p, const Place& at, const SharedLayout<Cell, E>& cut,
                      const Workspace<Cell, E>& work, int64_t group, unsigned char* shared)
       : p_(p),
-        at_(at),
-        work_(work),
-        group_(group),
+        rank_(at.rank),
+        rows_(at.rows),
+        units_(at.units),
+        global_(p.geometry.schedule >= kGrid),
         own_(reinterpret_cast<A*>(shared + cut.rows)),
-        found_(own_ + 2 * at.rows * at.units),
-        arrived_(found_ + 2 * at.rows),
+        found_(own_ + 2 * rows_ * units_),
+        boxes_(global_ ? work.row_sums(p.workspace, group, 0) : found_ + 2 * rows_),
+        box_size_(global_ ? work.row_bytes * work.groups / sizeof(A) : int64_t(2) * p.geometry.ctas * rows_),
         bars_(reinterpret_cast<uint64_t*>(shared)) {}
 
   // What one unit of one row has: the mean of its values and their squares about it, or its parts of two sums.
   __device__ void leave(int i, A first, A second) const {
     own_[i] = first;
-    own_[at_.rows * at_.units + i] = second;
+    own_[rows_ * units_ + i] = second;
   }
   // The mean and the squares about it of `values` of one unit.
   template <int values>
@@ -55,9 +57,9 @@ class RowSums {
   template <bool moments, int values>
   __device__ void send(int64_t e, Signals& signals) const {
     device::sync_block(device::kSiteUnits);
-    const int lane = threadIdx.x % 32, n = units_of(at_.rank);
-    for (int row = threadIdx.x / 32; row < at_.rows; row += kWarps) {
-      const A *first = own_ + row * at_.units, *second = first + at_.rows * at_.units;
+    const int lane = threadIdx.x % 32, n = units_of(rank_);
+    for (int row = threadIdx.x / 32; row < rows_; row += kWarps) {
+      const A *first = own_ + row * units_, *second = first + rows_ * units_;
       A a = A(0), b = A(0);
       for (int u = lane; u < n; u += 32) a += first[u];
       a = over_lanes(a);
@@ -75,8 +77,8 @@ class RowSums {
   template <bool moments, int values>
   __device__ void receive(int64_t e, Signals& signals) const {
     const int ctas = p_.geometry.ctas, lane = threadIdx.x % 32;
-    signals.received(e, ctas * at_.rows * 2 * sizeof(A));
-    for (int row = threadIdx.x / 32; row < at_.rows; row += kWarps) {
+    signals.received(e, ctas * rows_ * 2 * sizeof(A));
+    for (int row = threadIdx.x / 32; row < rows_; row += kWarps) {
       A a = A(0), b = A(0);
       for (int from = lane; from < ctas; from += 32) a += (moments ? A(units_of(from)) : A(1)) * get(e, row, from, 0);
       a = over_lanes(a) / A(moments ? p_.H : values * p_.H);
@@ -89,34 +91,33 @@ class RowSums {
       if (moments) b = A(1) / root(b + A(kNormEps));
       if (lane == 0) {
         found_[row] = a;
-        found_[at_.rows + row] = b;
+        found_[rows_ + row] = b;
       }
     }
     device::sync_block(device::kSiteRows);
   }
   __device__ A mean(int row) const { return found_[row]; }
-  __device__ A other(int row) const { return found_[at_.rows + row]; }
+  __device__ A other(int row) const { return found_[rows_ + row]; }
 
  private:
   __device__ int units_of(int cta) const {
-    const int64_t left = p_.H - int64_t(cta) * at_.units;
-    return left < 0 ? 0 : left < at_.units ? int(left) : at_.units;
+    const int64_t left = p_.H - int64_t(cta) * units_;
+    return left < 0 ? 0 : left < units_ ? int(left) : units_;
   }
   static __device__ A over_lanes(A v) {
     for (int half = 16; half; half /= 2) v += device::shuffle_xor(v, half);
     return v;
   }
   // Of exchange e, [from CTA][row][2].
-  __device__ A* box(int64_t e) const {
-    const int64_t size = int64_t(p_.geometry.ctas) * at_.rows * 2;
-    return p_.geometry.schedule >= kGrid ? work_.row_sums(p_.workspace, group_, e & 1) : arrived_ + (e & 1) * size;
+  __device__ A* box(int64_t e, int from, int row) const {
+    return boxes_ + (e & 1) * box_size_ + (int64_t(from) * rows_ + row) * 2;
   }
   __device__ A get(int64_t e, int row, int from, int which) const {
-    const A* at = box(e) + (int64_t(from) * at_.rows + row) * 2 + which;
-    return p_.geometry.schedule >= kGrid ? device::load_l2(at) : *at;
+    const A* at = box(e, from, row) + which;
+    return global_ ? device::load_l2(at) : *at;
   }
   __device__ void put(int64_t e, int row, int lane, A a, A b) const {
-    A* to = box(e) + (int64_t(at_.rank) * at_.rows + row) * 2;
+    A* to = box(e, rank_, row);
     if (p_.geometry.schedule == kCluster) {
       for (int peer = lane; peer < p_.geometry.ctas; peer += 32) {
         device::push(to, peer, a, bars_ + (e & 1));
@@ -128,11 +129,12 @@ class RowSums {
     }
   }
 
+  // Values, no references into the run, which would keep all of it, and the weights with it, out of the registers.
   const CudaLayer& p_;
-  const Place& at_;
-  const Workspace<Cell, E>& work_;
-  const int64_t group_;
-  A *own_, *found_, *arrived_;  // [2][rows][units], [2][rows], [2][ctas][rows][2]
+  const int rank_, rows_, units_;
+  const bool global_;
+  A *own_, *found_, *boxes_;  // [2][rows][units]; [2][rows]; for even and odd exchanges [ctas][rows][2]
+  const int64_t box_size_;
   uint64_t* bars_;
 };
 }  // namespace fastrnn

@@ -58,6 +58,9 @@ struct CudaForward : CudaLayer {
   const void* gx;  // [T, B, D*G*H]
   int64_t gx_stride_t, gx_stride_b;
   void* states_out[2];  // as states_in; null = not wanted
+  // [D, B, G*H] what the steps that start from the initial state have for R h, of a normalised cell whose states_in[0]
+  // is not what R multiplies; null = R states_in[0].
+  const void* first_product;
 };
 
 struct CudaBackward : CudaLayer {

@@ -87,7 +87,7 @@ EVERY = [
     (schedule, cell, case, dtype)
     for dtype in TOLERANCE
     for schedule, cell, case in itertools.product(schedules_for(dtype), cases.WITH_C, cases.PROJECTED)
-    if cell not in NORMALISED and cell not in SAME_BUT_FOR_AN_ACTIVATION
+    if cell not in SAME_BUT_FOR_AN_ACTIVATION and (cell not in NORMALISED or (dtype is torch.float32 and case.H > 2))
     if schedule not in ("cluster", "grid") or case.H > 8
 ]
 
@@ -422,6 +422,7 @@ def test_a_schedule_that_cannot_run_is_refused(cuda_host):
         ("LSTM", {"reset_to": "initial", "learn_initial_state": True, "proj_size": 7}),
         ("LSTM", {"layer_norm": True, "recurrent_dropout": 0.2}),
         ("GRU", {"layer_norm": True, "reset_to": "initial", "learn_initial_state": True}),
+        ("LSTM", {"layer_norm": True, "reset_to": "initial", "learn_initial_state": True, "proj_size": 7}),
     ],
     ids=str,
 )
@@ -575,8 +576,6 @@ def test_what_the_engine_lacks_is_named(host):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4)), noise=Noise(1, (0.1, 0.0), True))
     with pytest.raises(NotImplementedError, match="fastgrnn: .* reset_to='initial', .* not implemented on cuda"):
         cases.kernel(cases.make("fastgrnn", Case(2, 1, 3, 4, reset=1.0, reset_to="initial")))
-    with pytest.raises(NotImplementedError, match="lstm: layer_norm with a projection is not implemented on cuda"):
-        nn.LSTM(4, 8, layer_norm=True, proj_size=3)(torch.ones(3, 2, 4))
     with pytest.raises(
         NotImplementedError, match="lstm: recurrent_dropout with a projection is not implemented on cuda, expected 0"
     ):
@@ -667,10 +666,10 @@ class TestDevice:
             torch.cuda.set_sync_debug_mode("default")
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("cell", ["lstm", "gru"])
+    @pytest.mark.parametrize("cell", ["lstm", "gru", "lstm_norm"])
     @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_the_same_bits_every_time(self, schedule, cell, dtype):
-        inputs = on("cuda", cases.make(cell, Case(50, 16, 32, 192), dtype))
+        inputs = on("cuda", cases.make(cell, Case(50, 16, 32, 96), dtype))  # more of float32 do not fit into one CTA
         first = results(inputs, schedule)
         for _ in range(50):
             again = results(inputs, schedule)

@@ -169,15 +169,26 @@ class Recurrence:
         )  # fmt: skip
         return layer, workspace
 
-    def forward(self, gx: Tensor, states: Sequence[Tensor | None], y: Tensor, reserve: Tensor | None) -> list[Tensor]:
-        """Fills y and the reserve from the projected input gx; the last states [D, B, H]."""
+    def forward(
+        self,
+        gx: Tensor,
+        states: Sequence[Tensor | None],
+        y: Tensor,
+        reserve: Tensor | None,
+        first_product: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Fills y and the reserve from the projected input gx; the last states [D, B, H]. first_product [D, B, G*H]: what
+        a normalised cell has for R h where a step starts from the initial state, if not that."""
         T, B, I, H, D = self.shape
         last = [self.x.new_empty(D, B, H) for _ in states]
         if B:
             plan, device, stream = self._plan(False)
             layer, _workspace = self._layer(plan, states, y, reserve)
             strides = _strides(gx, self.batch_first)
-            module().rnn_forward(layer, plan, device, stream, gx.data_ptr(), *strides, [s.data_ptr() for s in last])
+            module().rnn_forward(
+                layer, plan, device, stream, gx.data_ptr(), *strides, [s.data_ptr() for s in last],
+                address_of(first_product),
+            )  # fmt: skip
         return last
 
     def backward(
@@ -240,8 +251,6 @@ def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, r
             f"{f}: zoneout, recurrent_dropout, reset_to='initial', checkpoint_every, grad_clip and detach_mask are not "
             "implemented on cuda, expected none of them"
         )
-    if P and cell in NORMALISED:  # W_hh h0 would have to be normalised with the product, not with W x
-        raise NotImplementedError(f"{f}: layer_norm with a projection is not implemented on cuda, expected one of them")
     if P and noise is not None and noise.h_mask is not None:  # it would come between the two matrices of the product
         raise NotImplementedError(f"{f}: recurrent_dropout with a projection is not implemented on cuda, expected 0")
     if P and backprop is not None and backprop.detach_mask is not None:

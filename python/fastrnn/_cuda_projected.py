@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import _cuda_norm
 from . import _cuda_projection as projection
 from ._backprop import Backprop
+from ._cells import NORMALISED
 from ._cuda_products import Direction, input_gradient, weight_gradients
 
 if TYPE_CHECKING:
@@ -41,9 +43,13 @@ def forward(
     kept, m = (None, y.new_empty(T * B, D * H)) if reserve is None else split(reserve)
     rows = recurrence.rows()
     h0 = [None] * D if states[0] is None else states[0]
-    for d, own in enumerate(_by_direction(gx, D, recurrence.batch_first)):
-        projection.add_initial(own, h0[d], ways[d].w_hh, rows, d)
-    last = recurrence.forward(gx, [None, states[1]], m.view(*y.shape[:2], D * H), kept)
+    first_product = None
+    if recurrence.cell not in NORMALISED:
+        for d, own in enumerate(_by_direction(gx, D, recurrence.batch_first)):
+            projection.add_initial(own, h0[d], ways[d].w_hh, rows, d)
+    elif states[0] is not None:  # W_hh h0 belongs into the norm of R m
+        first_product = torch.stack([h @ way.w_hh.t() for h, way in zip(h0, ways)])
+    last = recurrence.forward(gx, [None, states[1]], m.view(*y.shape[:2], D * H), kept, first_product)
     for way, own_m, own_y in zip(ways, m.chunk(D, dim=1), y.flatten(0, 1).chunk(D, dim=1)):
         torch.mm(own_m, way.w_hr.t(), out=own_y)
     own = _by_direction(y, D, recurrence.batch_first)
@@ -78,15 +84,18 @@ def backward(
     dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(
         dm, above, [None, states[1]], m, kept, dcs, backprop=backprop
     )
-    firsts = [projection.gradient_at_starts(g, rows, d) for d, g in enumerate(dgx.chunk(D, dim=-1))]
+    firsts = [projection.gradient_at_starts(g, rows, d) for d, g in enumerate(dgr.chunk(D, dim=-1))]
     dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]
+    sums = ()
+    timed = x.transpose(0, 1) if batch_first else x
+    if recurrence.cell in NORMALISED:
+        dgx, sums = _cuda_norm.gradients(timed, ways, recurrence.lengths, dgx, dgr, m_prev, dvectors)
+    elif any(wanted[3:]):
+        sums = weight_gradients(timed, ways, recurrence.lengths, dgx, dgr, m_prev, dvectors, None)
     found = [input_gradient(dgx, ways, batch_first) if wanted[0] else None, torch.stack(dh0), dc0]
-    if any(wanted[3:]):
-        own_m = _by_direction(m, D, batch_first)
-        x = x.transpose(0, 1) if batch_first else x
-        sums = weight_gradients(x, ways, recurrence.lengths, dgx, dgr, m_prev, dvectors, None)
-        for d, (dw_ih, dR, *dbiases) in enumerate(sums):
-            own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
-            dw_hh, dw_hr = projection.weight_gradients(dR, *own)
-            found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
+    own_m = _by_direction(m, D, batch_first)
+    for d, (dw_ih, dR, *dbiases) in enumerate(sums):
+        own = dys[d], own_m[d], firsts[d], h0[d], ways[d].w_hh, ways[d].w_hr
+        dw_hh, dw_hr = projection.weight_gradients(dR, *own)
+        found += [dw_ih, dw_hh, *(g for g in dbiases if g is not None), dw_hr]
     return found
