@@ -255,6 +255,18 @@ def test_what_is_not_handed_over(handed):
     assert len(handed) == 2
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_threads_give_the_same_bits_there_as_well(is_causal):
+    q, k, v = (torch.randn(2, 3, T, 33) for T in (131, 140, 140))
+    mask = torch.ones(131, 140, dtype=torch.bool).tril() if is_causal else torch.rand(2, 1, 1, 140) < 0.7
+    before, found = torch.get_num_threads(), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        found.append(_torch_attention.heads_context(q, k, v, mask, None, is_causal))
+    torch.set_num_threads(before)
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_heads_are_not_handed_over(handed):
     module, query, memory = self_attention()
