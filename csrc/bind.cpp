@@ -56,7 +56,7 @@ void fill_input(RnnInput<T>& p, const RnnShape& shape, Address x, int64_t x_stri
   p.x_stride_t = x_stride_t;
   p.x_stride_b = x_stride_b;
   for (int d = 0; d < shape.D; ++d) p.weights[d] = weights_of<T>(weights, 5 * d);
-  for (int s = 0; s < kMaxStates; ++s) p.states_in[s] = at<const T>(states_in, s);
+  for (int s = 0; s < kStateArrays; ++s) p.states_in[s] = at<const T>(states_in, s);
   p.lengths = at<const int64_t>(lengths);
   p.reset_mask = at<const uint8_t>(reset_mask);
   p.reset_stride_t = reset_stride_t;
@@ -79,7 +79,7 @@ void rnn_forward(const std::string& cell, int itemsize, int64_t T, int64_t B, in
     p.y = at<E>(y);
     p.y_stride_t = y_stride_t;
     p.y_stride_b = y_stride_b;
-    for (int s = 0; s < kMaxStates; ++s) p.states_out[s] = at<E>(states_out, s);
+    for (int s = 0; s < kStateArrays; ++s) p.states_out[s] = at<E>(states_out, s);
     p.reserve = p.segment_steps ? nullptr : at<E>(reserve);
     run_interruptible(schedule, threads, [&](const RunOptions& options) { run_forward<E>(id, p, options); });
   };
@@ -119,7 +119,7 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
     p.dx = at<E>(dx);
     p.dx_stride_t = dx_stride_t;
     p.dx_stride_b = dx_stride_b;
-    for (int s = 0; s < kMaxStates; ++s) {
+    for (int s = 0; s < kStateArrays; ++s) {
       p.dstates_out[s] = at<const E>(dstates_out, s);
       p.dstates_in[s] = at<E>(dstates_in, s);
     }

@@ -20,7 +20,7 @@ inline int64_t reserve_slots(int saved, int states, int64_t P, bool zoned = fals
   return saved + states - 1 + (P ? 1 : 0) + (zoned ? states - 1 : 0);
 }
 
-constexpr int kMaxStates = 2;
+constexpr int kStateArrays = 2;  // h, and all states beyond it
 constexpr int kMaxGates = 4;
 
 template <class T>
@@ -43,10 +43,11 @@ struct RnnInput {
   RnnShape shape;
   const T* x;  // [T, B, I], last dimension contiguous
   int64_t x_stride_t, x_stride_b;
-  RnnWeights<T> weights[2];        // per direction
-  const T* states_in[kMaxStates];  // h [D, B, out()], c [D, B, H], contiguous; null = zero
-  const int64_t* lengths;          // [B] in [0, T]; null = all T
-  const uint8_t* reset_mask;       // [T, B]; null = none
+  RnnWeights<T> weights[2];  // per direction
+  // h [D, B, out()], states beyond h [D, B, states - 1, H] (c of an LSTM), contiguous; null = zero
+  const T* states_in[kStateArrays];
+  const int64_t* lengths;     // [B] in [0, T]; null = all T
+  const uint8_t* reset_mask;  // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
   bool reset_to_initial;  // where reset_mask is true, states_in enters instead of zeros
   Zoneout zoneout;
@@ -69,8 +70,8 @@ template <class T>
 struct RnnForward : RnnInput<T> {
   T* y;  // [T, B, D*out()], last dimension contiguous
   int64_t y_stride_t, y_stride_b;
-  T* states_out[kMaxStates];  // like states_in; null = not wanted
-  T* reserve;                 // null = inference
+  T* states_out[kStateArrays];  // like states_in; null = not wanted
+  T* reserve;                   // null = inference
 };
 
 template <class T>
@@ -80,15 +81,15 @@ struct RnnBackward : RnnInput<T> {
   const T* reserve;
   const T* dy;  // [T, B, D*out()], null = zero
   int64_t dy_stride_t, dy_stride_b;
-  const T* dstates_out[kMaxStates];  // null = zero
-  const T* dc;                       // [T, B, D*H], gradient of c of every step, null = zero
+  const T* dstates_out[kStateArrays];  // null = zero
+  const T* dc;  // [T, B, D, states - 1, H], gradient of the states beyond h of every step, null = zero
   int64_t dc_stride_t, dc_stride_b;
   const uint8_t* detach_mask;  // [T, B], where no gradient of a state crosses, as reset_mask for states; null = none
   int64_t detach_stride_t, detach_stride_b;
   T grad_clip;  // bound of the gradients of W x + b_ih and of R h + b_hh; 0 = none
   T* dx;        // [T, B, I], null = not wanted
   int64_t dx_stride_t, dx_stride_b;
-  T* dstates_in[kMaxStates];  // null = not wanted
+  T* dstates_in[kStateArrays];  // null = not wanted
   RnnGrads<T> grads[2];
 };
 }  // namespace fastrnn

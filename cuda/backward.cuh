@@ -97,7 +97,7 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
 
   // What forward has kept of step k for one unit of one row, and the gradient from above.
   struct Kept {
-    A saved[K], s[kStates], s_new[kStates], dy, dc;  // s_new[0] and, if not kSpecial, dc are not used
+    A saved[K], s[kStates], s_new[kStates], dy, dc[kStates];  // s_new[0], dc[0] and, if not kSpecial, dc are not used
     Noise noise;
   };
   __device__ Kept kept(int i, int64_t k) const {
@@ -127,7 +127,10 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     if constexpr (kSpecial && !kLate && !Cell::kNormalised)
       if (!gates) recompute(v, i % at_.units, (t * p_.B + row) * p_.D + at_.d, unit);
     if (p_.dy) v.dy = widen(as<E>(p_.dy)[t * p_.dy_stride_t + row * p_.dy_stride_b + at_.d * p_.H + unit]);
-    if (kSpecial && p_.dc) v.dc = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + at_.d * p_.H + unit]);
+    for (int q = 1; kSpecial && p_.dc && q < kStates; ++q) {
+      const int64_t column = (at_.d * (kStates - 1) + q - 1) * p_.H + unit;
+      v.dc[q] = widen(as<E>(p_.dc)[t * p_.dc_stride_t + row * p_.dc_stride_b + column]);
+    }
     return v;
   }
 
@@ -199,7 +202,7 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       give_back(when, row, unit, k + 1, ds, dh);
       for (int q = 0; q < kStates; ++q) ds_new[q] = ds[q * pairs()];
       ds_new[0] = ds_new[0] + at.dy + dh;
-      if (kSpecial && kStates > 1) ds_new[kStates - 1] = ds_new[kStates - 1] + at.dc;
+      for (int q = 1; kSpecial && q < kStates; ++q) ds_new[q] = ds_new[q] + at.dc[q];
       at.noise.split(ds_new, past);
       A vectors[kVectorRoom<Cell>];
       for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + i % at_.units];
@@ -254,7 +257,7 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
     for (int s = 0; last && s < kStates; ++s)
       for (int i = threadIdx.x; i < pairs(); i += kThreads) {
         const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-        E* out = as<E>(p_.dstates_in[s]);
+        E* out = as<E>(p_.dstates_in[s > 0]);
         if (!out || row >= p_.B || unit >= p_.H) continue;
         const RowTime when(p_, row, at_.d);
         const bool through = s == 0 && when.length > 0 && !cuts(when, row, 0);
@@ -262,7 +265,7 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
         if (through) sum = kSpecial ? Base::h_factor(row, unit) * arrived(exchanges(), i) : arrived(exchanges(), i);
         sum = state_[s * pairs() + i] + sum;
         if (kSpecial && p_.dinitial) sum += *owed(s, row, unit);
-        out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(sum);
+        out[Base::state_index(s, row, unit)] = narrow<E>(sum);
       }
     signals_.close();
   }

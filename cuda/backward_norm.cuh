@@ -115,7 +115,7 @@ class NormBackwardRun : BackwardRun<Cell, E, true> {
       const A n = at.saved[Slots::kC];
       const A dc = at.saved[Slots::kDeviationC] * (extra_[pairs() + u.i] - rows_.mean(row) - n * rows_.other(row));
       ds_new[0] = A(0);
-      ds_new[1] = dc + state_[pairs() + u.i] + at.dc;
+      ds_new[1] = dc + state_[pairs() + u.i] + at.dc[1];
     } else {
       ds_new[0] = reached(e, u, at);
     }

@@ -219,9 +219,8 @@ class ForwardRun : protected LayerRun<Cell, E, CudaForward, false, kSpecial> {
     for (int s = 0; whole() && s < kStates; ++s)
       for (int i = threadIdx.x; i < pairs(); i += kThreads) {
         const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-        E* out = as<E>(p_.states_out[s]);
-        if (out && row < p_.B && unit < p_.H)
-          out[(at_.d * p_.B + row) * p_.H + unit] = narrow<E>(state_[s * pairs() + i]);
+        E* out = as<E>(p_.states_out[s > 0]);
+        if (out && row < p_.B && unit < p_.H) out[Base::state_index(s, row, unit)] = narrow<E>(state_[s * pairs() + i]);
       }
     signals_.close();
   }

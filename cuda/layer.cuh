@@ -283,8 +283,8 @@ class LayerRun {
     return kSpecial && p_.reset_to_initial && k > 0 && when.fresh(p_, row, k);
   }
   __device__ A initial(int q, int64_t row, int64_t unit) const {
-    const E* from = as<E>(p_.states_in[q]);
-    return from ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+    const E* from = as<E>(p_.states_in[q > 0]);
+    return from ? widen(from[state_index(q, row, unit)]) : A(0);
   }
 
   // What reads h of this unit in a product reads it times this.
@@ -302,14 +302,19 @@ class LayerRun {
     return found;
   }
 
-  // The states [D, B, H] that this CTA owns; zero where there are none.
+  // Where state s is in one of two arrays: of h [D, B, H], of the states beyond it [D, B, states - 1, H].
+  __device__ int64_t state_index(int s, int64_t row, int64_t unit) const {
+    const int64_t at = at_.d * p_.B + row;
+    return (s == 0 ? at : at * (kStates - 1) + s - 1) * p_.H + unit;
+  }
+  // The states that this CTA owns; zero where there are none.
   __device__ void fill_states(const void* const (&given)[2]) {
     for (int s = 0; s < kStates; ++s)
       for (int i = threadIdx.x; i < pairs(); i += kThreads) {
         const int64_t row = at_.row0 + i / at_.units, unit = at_.unit0 + i % at_.units;
-        const E* from = as<E>(given[s]);
+        const E* from = as<E>(given[s > 0]);
         const bool inside = from && row < p_.B && unit < p_.H;
-        state_[s * pairs() + i] = inside ? widen(from[(at_.d * p_.B + row) * p_.H + unit]) : A(0);
+        state_[s * pairs() + i] = inside ? widen(from[state_index(s, row, unit)]) : A(0);
       }
   }
   // Rows [first, G + V) of b_hh for this CTA's units.

@@ -29,7 +29,7 @@ struct CudaLayer {
   int64_t T, B, H, D;
   const void* w_hh[2];        // [G*H, H]
   const void* b_hh[2];        // [G*H], then the cell's vectors [V*H]; null = zero (cells without vectors)
-  const void* states_in[2];   // h, c [D, B, H]; null = zero
+  const void* states_in[2];   // h [D, B, H], those beyond it [D, B, states - 1, H]; null = zero
   const int64_t* lengths;     // [B], clamped to [0, T]; null = all T
   const uint8_t* reset_mask;  // [T, B]; null = none
   int64_t reset_stride_t, reset_stride_b;
@@ -67,7 +67,7 @@ struct CudaBackward : CudaLayer {
   const void* dy;  // [T, B, D*H], null = zero
   int64_t dy_stride_t, dy_stride_b;
   const void* dstates_out[2];  // null = zero
-  const void* dc;              // [T, B, D*H] gradient of c of every step, null = zero
+  const void* dc;              // [T, B, D, states - 1, H] gradient of the states beyond h of every step, null = zero
   int64_t dc_stride_t, dc_stride_b;
   const uint8_t* detach_mask;  // [T, B] as reset_mask, where states cross and their gradients do not; null = none
   int64_t detach_stride_t, detach_stride_b;

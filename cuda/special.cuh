@@ -12,7 +12,7 @@ namespace fastrnn {
 // How much of state q from before the step stays: 0 or 1; the rate itself when not training.
 template <class A>
 __device__ inline A zoneout_share(const Zoneout& z, int q, int d, int64_t t, int64_t row, int64_t unit) {
-  if (!(z.rate[q] > 0)) return A(0);
+  if (q > 1 || !(z.rate[q] > 0)) return A(0);
   if (!z.training) return A(z.rate[q]);
   const uint64_t key = noise_key(z.seed, 2 * d + q, t, row);
   return noise_bits(key, uint32_t(unit)) < noise_threshold(z.rate[q]) ? A(1) : A(0);

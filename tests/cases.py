@@ -18,6 +18,7 @@ BLOCKS = [
     name for name, cell in _core.CELLS.items() if cell["product"] and not name.endswith("_norm")
 ]  # can have heads
 WITH_C = [name for name, cell in _core.CELLS.items() if cell["states"] == 2]  # these can be projected
+STATES = ("h", "c", "n", "m")
 
 # Largest error, as a part of 1 + |expected|. A step sums K = I + H products in float32: rounding alone gives about
 # sqrt(K) * 2^-24 (6e-7 at K = 100) in the pre-activation, the recurrence of a contracting cell multiplies that by a
@@ -104,7 +105,8 @@ class Inputs:
     names: list[str] = field(default_factory=list)
 
     def named(self) -> dict[str, torch.Tensor]:
-        return dict(zip(["x", *("h0", "c0")[: len(self.states)], *self.names], [self.x, *self.states, *self.weights]))
+        states = [f"{name}0" for name in STATES[: len(self.states)]]
+        return dict(zip(["x", *states, *self.names], [self.x, *self.states, *self.weights]))
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """New leaves with the same values in another dtype."""
@@ -139,7 +141,9 @@ def make(cell: str, case: Case, dtype: torch.dtype = torch.float32, seed: int = 
         names += [name + end for name in shapes]
         weights += [weight(*shape) for shape in shapes.values()]
     x = normal(*first, c.I)
-    states = [normal(c.D, c.B, out), normal(c.D, c.B, c.H)][:S] if c.states else []
+    states = [normal(c.D, c.B, out), *(normal(c.D, c.B, c.H) for _ in range(S - 1))] if c.states else []
+    if len(states) > 2:
+        states[2] = states[2].abs() + 0.5  # a normaliser is a sum of exponentials; small ones blow up what they divide
     lengths = torch.randint(0, c.T + 1, (c.B,), generator=g) if c.ragged else None
     reset = torch.rand(first, generator=g) < c.reset if c.reset else None
     for t in (x, *states, *weights):
@@ -158,7 +162,7 @@ def kernel(i: Inputs, states: bool = False, **options) -> dict[str, torch.Tensor
         i.cell, i.x, i.weights, i.states or None, i.lengths, i.reset_mask,
         directions=i.case.D, batch_first=i.case.batch_first, keep=keep, reset_to=i.case.reset_to, **options,
     )  # fmt: skip
-    return dict(zip(("y", "h", "c", "cs"), (y, *last, *([keep.c] if states else []))))
+    return dict(zip(("y", *STATES), (y, *last))) | ({"cs": keep.c} if states else {})
 
 
 def oracle(
@@ -189,7 +193,7 @@ def oracle(
         reset_to=i.case.reset_to,
     )
     y, *cs = (t.transpose(0, 1) if i.case.batch_first else t for t in (y, *cs))
-    return dict(zip(("y", "h", "c", "cs"), (y, *last, *cs)))
+    return dict(zip(("y", *STATES), (y, *last))) | dict(zip(("cs",), cs))
 
 
 def noise_for(

@@ -7,10 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
-from cases import CELLS, WITH_C, Case  # noqa: E402
+from cases import CELLS, Case  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import nn, ops  # noqa: E402
+from fastrnn._cells import join_states  # noqa: E402
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL = Case(4, 3, 5, 7, D=2, ragged=True, reset=0.3)
@@ -31,7 +32,8 @@ def fresh_compiler():
 
 
 def operator_args(i: cases.Inputs, training: bool):
-    h0, c0 = (*i.states, None, None)[:2]
+    h0, c0 = i.states[0] if i.states else None, join_states([s.detach() for s in i.states[1:]])
+    c0 = c0 if c0 is None else c0.requires_grad_()
     c = i.case
     return (i.cell, i.x, h0, c0, i.lengths, i.reset_mask, i.weights, c.D, c.batch_first, "", 0, training)
 
@@ -50,8 +52,8 @@ def test_opcheck(cell, case, training):
     torch.library.opcheck(torch.ops.fastrnn.rnn_forward.default, args)
     if training:
         y, h, c, reserve = (t.detach() for t in torch.ops.fastrnn.rnn_forward(*args))
-        ups = [torch.randn_like(y), torch.randn_like(h), torch.randn_like(c) if cell in WITH_C else None]
-        wanted = [True, bool(i.states), bool(i.states) and cell in WITH_C] + [True] * len(i.weights)
+        ups = [torch.randn_like(y), torch.randn_like(h), torch.randn_like(c) if c.numel() else None]
+        wanted = [True, bool(i.states), bool(i.states) and c.numel() > 0] + [True] * len(i.weights)
         torch.library.opcheck(torch.ops.fastrnn.rnn_backward.default, (*args[:-1], y, reserve, *ups, wanted))
 
 

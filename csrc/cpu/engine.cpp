@@ -216,9 +216,10 @@ Stepper<T>::Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes,
   for (size_t l = 0; l < sizes.size(); ++l) {
     Layer& layer = layers_[l];
     layer.shape = {1, B, sizes[l].I, sizes[l].H, sizes[l].P, 1};
+    layer.states = kCells[cell].states;
     layer.packed_buffer = Buffer(k.packed_forward_bytes(layer.shape));
     layer.packed = k.pack_forward(layer.shape, weights[l], layer.packed_buffer.data());
-    layer.states = Buffer(B * (layer.shape.out() + layer.shape.H) * int64_t(sizeof(T)));
+    layer.state_buffer = Buffer(B * (layer.state_width(0) + layer.state_width(1)) * int64_t(sizeof(T)));
     layer.y = Buffer(B * layer.shape.out() * int64_t(sizeof(T)));
     RnnForward<T> p{};
     p.shape = layer.shape;
@@ -240,8 +241,7 @@ void Stepper<T>::step(const T* x, T* y) {
     p.x_stride_b = layer.shape.I;
     p.y = l + 1 == layers_.size() ? y : reinterpret_cast<T*>(layer.y.data());
     p.y_stride_b = layer.shape.out();
-    for (int state = 0; state < kCells[cell_].states; ++state)
-      p.states_in[state] = p.states_out[state] = layer.state(state);
+    for (int state = 0; state < layer.arrays(); ++state) p.states_in[state] = p.states_out[state] = layer.state(state);
     ForwardJob<T> job{&p, {layer.packed, {}}, {kBatchSplit, 1, 1}, scratch_.data(), Team()};
     kernels<T>(*table_, cell_).forward(job);
     x = p.y;
@@ -267,7 +267,7 @@ void Stepper<T>::set_states(int state, const T* from) {
 template <class T>
 void Stepper<T>::reset(const uint8_t* mask) {
   for (Layer& layer : layers_)
-    for (int state = 0; state < kCells[cell_].states; ++state)
+    for (int state = 0; state < layer.arrays(); ++state)
       for (int64_t b = 0; b < layer.shape.B; ++b)
         if (!mask || mask[b])
           std::fill_n(layer.state(state) + b * layer.state_width(state), layer.state_width(state), T(0));

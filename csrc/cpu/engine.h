@@ -79,17 +79,21 @@ class Stepper {
   Stepper(CellId cell, int64_t B, const std::vector<LayerSize>& sizes, const std::vector<RnnWeights<T>>& weights,
           const Zoneout& zoneout);
   void step(const T* x, T* y);                // x [B, I], y [B, P or H]
-  void get_states(int state, T* into) const;  // [L, B, *]
+  void get_states(int state, T* into) const;  // 0: h [L, B, P or H]; 1: those beyond it [L, B, states - 1, H]
   void set_states(int state, const T* from);
   void reset(const uint8_t* mask);  // [B], null = all rows
 
  private:
   struct Layer {
     RnnShape shape;
-    Buffer packed_buffer, states, y;
+    int states;
+    Buffer packed_buffer, state_buffer, y;
     PackedForward<T> packed;
-    int64_t state_width(int state) const { return state == 0 ? shape.out() : shape.H; }
-    T* state(int state) const { return reinterpret_cast<T*>(states.data()) + (state ? shape.B * shape.out() : 0); }
+    int arrays() const { return states > 1 ? 2 : 1; }  // of states, see kStateArrays
+    int64_t state_width(int state) const { return state == 0 ? shape.out() : (states - 1) * shape.H; }
+    T* state(int state) const {
+      return reinterpret_cast<T*>(state_buffer.data()) + (state ? shape.B * shape.out() : 0);
+    }
   };
   const CpuTable* table_;
   CellId cell_;

@@ -145,12 +145,17 @@ inline int64_t reserve_row(const RnnInput<T>& p, int d, int64_t t, int64_t step,
 template <class T>
 inline void c_entering(const RnnInput<T>& p, int states, int e, int d, int64_t k, int64_t b, T* into) {
   const int64_t Hp = p.shape.hidden_padded();
-  const T* c0 = p.states_in[1 + e];
+  const T* c0 = p.states_in[1];
   if (k)
     copy_or_zero(p.checkpoint(states, d, k, b) + e * Hp, p.shape.H, into, Hp);
   else
-    copy_or_zero(c0 ? c0 + (d * p.shape.B + b) * p.shape.H : nullptr, p.shape.H, into, Hp);
+    copy_or_zero(c0 ? c0 + ((d * p.shape.B + b) * (states - 1) + e) * p.shape.H : nullptr, p.shape.H, into, Hp);
 }
+
+// The states that zoneout can keep: h, and c where it is the only other one. States that mean something together cannot
+// be blended one by one.
+template <class Cell>
+constexpr int kZoned = Cell::kStates <= 2 ? Cell::kStates : 1;
 
 // Zoneout of W units of one row at one step.
 template <class T, int kStates>

@@ -25,13 +25,13 @@ class BackwardRun {
 
   struct Row {  // pointers of one row at the current step
     const T *h_prev, *c_prev, *c_new, *saved, *dy;
-    const T* dc;             // [H] gradient of c from above, null for none
+    const T* dc;             // [kExtra * H] gradient of c from above, null for none
     const T *dh_in, *dc_in;  // carried state gradient entering from step k+1; zeros where a segment ends
     T *dh_out, *dc_out;      // carried on to step k-1
     T *dx, *dr;              // [kColumns*Hp] gate gradients of this step
     T* dh_projected;         // [out()] gradient of the projected h
     const T *c_raw, *mask;   // c before zoneout; factors of h in the product; null without
-    ZoneoutRow<T, Cell::kStates> zoneout;
+    ZoneoutRow<T, kZoned<Cell>> zoneout;
     CandidateRow<T> candidate;
   };
 
@@ -185,8 +185,9 @@ class BackwardRun {
       const int64_t width = Hp_ > s_.out() ? Hp_ : s_.out();
       copy_or_zero(dh ? dh + at * s_.out() : nullptr, s_.out(), dh_ + rows_.order[i] * width, width);
       for (int e = 0; e < kExtra; ++e) {
-        const T* dc = p_.dstates_out[1 + e];
-        copy_or_zero(dc ? dc + at * s_.H : nullptr, s_.H, dc_ + (rows_.order[i] * kExtra + e) * Hp_, Hp_);
+        const T* dc = p_.dstates_out[1];
+        copy_or_zero(dc ? dc + (at * kExtra + e) * s_.H : nullptr, s_.H, dc_ + (rows_.order[i] * kExtra + e) * Hp_,
+                     Hp_);
       }
       load_c0(i);
       if (p_.reset_to_initial) begin_initial(i);
@@ -248,7 +249,7 @@ class BackwardRun {
       row.h_prev = h_before(rows_, i, k);
       row.c_prev = first ? c_fresh(i) : k == segment_ ? c0_ + o * kExtra * Hp_ : reserve_at(rows_, i, k - 1) + K * Hp_;
       row.dy = p_.dy ? p_.dy + t * p_.dy_stride_t + b * p_.dy_stride_b + d_ * s_.out() : zeros_;
-      row.dc = p_.dc ? p_.dc + t * p_.dc_stride_t + b * p_.dc_stride_b + d_ * s_.H : nullptr;
+      row.dc = p_.dc ? p_.dc + t * p_.dc_stride_t + b * p_.dc_stride_b + d_ * kExtra * s_.H : nullptr;
       row.dh_out = dh_ + o * width;
       row.dc_out = dc_ + o * kExtra * Hp_;
       row.dh_in = cut || (s_.P && !last) ? zeros_ : row.dh_out;
@@ -394,8 +395,8 @@ class BackwardRun {
       if (p_.reset_to_initial) dc = with_returned(i, row, dc);
       if (mine(i))
         for (int e = 0; e < kExtra; ++e)
-          if (p_.dstates_in[1 + e])
-            copy_or_zero(dc ? dc + e * Hp_ : nullptr, s_.H, p_.dstates_in[1 + e] + at * s_.H, s_.H);
+          if (p_.dstates_in[1])
+            copy_or_zero(dc ? dc + e * Hp_ : nullptr, s_.H, p_.dstates_in[1] + (at * kExtra + e) * s_.H, s_.H);
     }
     if (p_.reset_to_initial) step_barrier();
     if (!p_.dstates_in[0]) return;

@@ -27,7 +27,7 @@ class ForwardRun {
     T* c_raw;         // [kExtra * Hp] c before zoneout, null when nobody needs it
     const T* mask;    // [out()] factors of h for the next product, null without
     T* masked;        // [out()] where that goes
-    ZoneoutRow<T, Cell::kStates> zoneout;
+    ZoneoutRow<T, kZoned<Cell>> zoneout;
     CandidateRow<T> candidate;
   };
 
@@ -184,7 +184,7 @@ class ForwardRun {
       for (int e = 0; e < kExtra; ++e) {
         const T* c = state_ + (rows_.order[i] * kExtra + e) * Hp_;
         if (p_.reserve && last >= 0) c = reserve_at(i, last) + (K + e) * Hp_;
-        if (p_.states_out[1 + e]) copy_or_zero(c, s_.H, p_.states_out[1 + e] + at * s_.H, s_.H);
+        if (p_.states_out[1]) copy_or_zero(c, s_.H, p_.states_out[1] + (at * kExtra + e) * s_.H, s_.H);
       }
     }
   }

@@ -55,7 +55,7 @@ template <class Cell, class T>
 void ForwardRun<Cell, T>::zone_out(const Row& row, int64_t unit, int64_t lanes, const V* s, V* s_new) {
   if (p_.zoneout.rate[0] > 0)  // never with a projection, where h is not of this width
     s_new[0] = row.zoneout.blend(p_.zoneout, 0, unit, load_lanes(row.h_prev + unit, lanes), s_new[0]);
-  for (int e = 0; p_.zoneout.rate[1] > 0 && e < kExtra; ++e) {
+  for (int e = 0; p_.zoneout.rate[1] > 0 && e < kZoned<Cell> - 1; ++e) {
     if (row.c_raw) s_new[1 + e].store(row.c_raw + e * Hp_ + unit);
     s_new[1 + e] = row.zoneout.blend(p_.zoneout, 1 + e, unit, s[1 + e], s_new[1 + e]);
   }
@@ -65,7 +65,7 @@ void ForwardRun<Cell, T>::zone_out(const Row& row, int64_t unit, int64_t lanes, 
 // computed.
 template <class Cell, class T>
 void BackwardRun<Cell, T>::undo_zoneout(const Row& row, int64_t u, V* ds_new, V* s_new, V* kept) {
-  for (int q = 0; q < Cell::kStates; ++q) {
+  for (int q = 0; q < kZoned<Cell>; ++q) {
     kept[q] = V(0);
     if (p_.zoneout.rate[q] == 0) continue;
     kept[q] = row.zoneout.blend(p_.zoneout, q, u, ds_new[q], V(0));
@@ -91,15 +91,16 @@ void BackwardRun<Cell, T>::units(const Row& row, int64_t u, int64_t lanes, V dh)
     s_new[1 + e] = V::load(row.c_new + e * Hp_ + u);
     ds_new[1 + e] = V::load(row.dc_in + e * Hp_ + u);
   }
-  if (kSpecial && kExtra && row.dc) ds_new[kExtra] = ds_new[kExtra] + load_lanes(row.dc + u, lanes);
-  V kept[Cell::kStates] = {};  // by zoneout: what goes straight to the state before
+  for (int e = 0; kSpecial && row.dc && e < kExtra; ++e)
+    ds_new[1 + e] = ds_new[1 + e] + load_lanes(row.dc + e * s_.H + u, lanes);
+  V kept[kZoned<Cell>] = {};  // by zoneout: what goes straight to the state before
   if (kSpecial && zoned_) undo_zoneout(row, u, ds_new, s_new, kept);
   if constexpr (kSpecial && Cell::kDropsCandidate)
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds,
                         drops_ ? row.candidate.factor(p_.candidate_dropout, u) : V(1));
   else
     cell_backward<Cell>(saved, s, vectors, s_new, ds_new, dx, dr, ds);
-  for (int q = 0; kSpecial && zoned_ && q < Cell::kStates; ++q) ds[q] = ds[q] + kept[q];
+  for (int q = 0; kSpecial && zoned_ && q < kZoned<Cell>; ++q) ds[q] = ds[q] + kept[q];
   if (kSpecial && p_.grad_clip > 0)
     for (int g = 0; g < G; ++g) dx[g] = clip(dx[g]), dr[g] = clip(dr[g]);
   for (int g = 0; g < G; ++g) {

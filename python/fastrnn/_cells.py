@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from . import _core, reference
 from ._noise import Noise
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
-# name -> gates, states, reserve slots, vectors, product
+# name -> gates, states (h, and those beyond it), reserve slots, vectors, product
 CELLS: dict[str, tuple[int, ...]] = {
     n: (c["gates"], c["states"], c["reserve"], c["vectors"], c["product"]) for n, c in _core.CELLS.items()
 }
@@ -26,6 +27,32 @@ def sizes(cell: str, x: Tensor, weights: Sequence[Tensor], directions: int, batc
     n = len(weights) // directions
     H = weights[0].shape[0] // CELLS[cell][0]
     return T, B, I, H, weights[n - 1].shape[0] if n & 1 else 0, n
+
+
+def width_beyond(cell: str, H: int) -> int:
+    """Columns of the states beyond h, side by side as the kernels take them: `c` everywhere below ops.rnn_layer()."""
+    return (CELLS[cell][1] - 1) * H
+
+
+def state_sizes(cell: str, H: int, P: int) -> list[tuple[int, str]]:
+    """Width of each state of a cell, and its symbol."""
+    return [(P or H, "P" if P else "H"), *[(H, "H")] * (CELLS[cell][1] - 1)]
+
+
+def join_states(states: Sequence[Tensor | None]) -> Tensor | None:
+    """The states beyond h side by side, [..., (S-1)*H]; zeros for one that is None, None if all are."""
+    given = next((s for s in states if s is not None), None)
+    if given is None or len(states) == 1:
+        return given
+    return torch.cat([torch.zeros_like(given) if s is None else s for s in states], -1)
+
+
+def split_states(cell: str, h: Tensor, c: Tensor | None) -> tuple[Tensor, ...]:
+    """All states of a cell from h and what join_states() makes of the others."""
+    S = CELLS[cell][1]
+    if S <= 2:
+        return (h,) if S == 1 else (h, c)
+    return h, *(s.clone(memory_format=torch.contiguous_format) for s in c.chunk(S - 1, -1))
 
 
 def reserve_shape(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterator, Sequence
 
-STATE_NAMES = ("h0", "c0")
+STATE_NAMES = ("h0", "c0", "n0", "m0")  # of a cell with k states the first k
 
 
 class ShapeError(ValueError, RuntimeError):

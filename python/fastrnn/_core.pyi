@@ -13,7 +13,7 @@ import numpy as np
 
 class Cell(TypedDict):
     gates: int  # G
-    states: int  # S: 1 (h) or 2 (h, c)
+    states: int  # S: 1 (h), 2 (h, c) or 4 (h, c, n, m)
     reserve: int  # R: what forward keeps per step for backward, in rows of H rounded up to a multiple of 16
     vectors: int  # V: parameters of each unit besides the matrices, at the end of b_hh
     product: bool  # whether there is a recurrent matrix
@@ -45,7 +45,7 @@ def rnn_forward(
     x_stride_t: int,
     x_stride_b: int,
     weights: list[int],  # per direction: w_ih [G*H, I], w_hh [G*H, P or H], b_ih [G*H], b_hh [G*H], w_hr [P, H]
-    states_in: list[int],  # h [D, B, P or H], c [D, B, H]; 0 = zeros
+    states_in: list[int],  # h [D, B, P or H], those beyond it [D, B, S-1, H]; 0 = zeros
     lengths: int,  # int64 [B] or 0
     reset_mask: int,  # bool [T, B] or 0
     reset_stride_t: int,
@@ -88,7 +88,7 @@ def rnn_backward(
     dy_stride_t: int,
     dy_stride_b: int,
     dstates_out: list[int],  # 0 = zero
-    dc: int,  # [T, B, D*H] gradient of c of every step, 0 = zero
+    dc: int,  # [T, B, D, S-1, H] gradient of the states beyond h of every step, 0 = zero
     dc_stride_t: int,
     dc_stride_b: int,
     dx: int,  # outputs from here on: overwritten, 0 = not wanted
@@ -189,6 +189,6 @@ class Stepper:
     # As step, but False, with nothing done, unless x is C-contiguous, aligned and of the stepper's dtype.
     def step_array(self, x: np.ndarray, y: int) -> bool: ...
     def step_tensor(self, exchange: object, x: object, y: int, /) -> bool: ...
-    def get_states(self, into: list[int], /) -> None: ...  # h [L, B, P or H], c [L, B, H]; 0 = skip
+    def get_states(self, into: list[int], /) -> None: ...  # h [L, B, P or H], those beyond it [L, B, S-1, H]; 0 = skip
     def set_states(self, states: list[int], /) -> None: ...
     def reset(self, mask: int, /) -> None: ...  # bool [B], or 0 for every row

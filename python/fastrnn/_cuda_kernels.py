@@ -23,7 +23,7 @@ from torch import Tensor
 from . import _cells, _cuda_norm, _cuda_projected, _kernels, _oracle
 from . import _cuda_projection as projection
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED, sizes
+from ._cells import CELLS, NORMALISED, sizes, width_beyond
 from ._checks import STATE_NAMES, function_of, weight_names
 from ._cuda_products import (
     Direction,
@@ -169,6 +169,10 @@ class Recurrence:
         )  # fmt: skip
         return layer, workspace
 
+    def _widths(self, states: Sequence[Tensor | None]) -> list[int]:
+        H = self.shape[3]
+        return [H, width_beyond(self.cell, H)][: len(states)]
+
     def forward(
         self,
         gx: Tensor,
@@ -177,10 +181,11 @@ class Recurrence:
         reserve: Tensor | None,
         first_product: Tensor | None = None,
     ) -> list[Tensor]:
-        """Fills y and the reserve from the projected input gx; the last states [D, B, H]. first_product [D, B, G*H]: what
-        a normalised cell has for R h where a step starts from the initial state, if not that."""
+        """Fills y and the reserve from the projected input gx; the last states, h [D, B, H] and those beyond it.
+        first_product [D, B, G*H]: what a normalised cell has for R h where a step starts from the initial state, if not
+        that."""
         T, B, I, H, D = self.shape
-        last = [self.x.new_empty(D, B, H) for _ in states]
+        last = [self.x.new_empty(D, B, width) for width in self._widths(states)]
         if B:
             plan, device, stream = self._plan(False)
             layer, _workspace = self._layer(plan, states, y, reserve)
@@ -218,8 +223,8 @@ class Recurrence:
         elif vectors:
             dvectors = self.x.new_empty(T, B, D * vectors * H)
         h_prev = self.x.new_empty(T, B, D * H)
-        dstates = [self.x.new_empty(D, B, H) for _ in states]
-        dinitial = self.x.new_zeros(D, B, len(states), H, dtype=wide) if self.to_initial else None
+        dstates = [self.x.new_empty(D, B, width) for width in self._widths(states)]
+        dinitial = self.x.new_zeros(D, B, CELLS[self.cell][1], H, dtype=wide) if self.to_initial else None
         if B:
             if gates is not None:
                 gates(dgx, dgr)
@@ -257,8 +262,10 @@ def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, r
         raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
             f"{f}: detach_mask with a projection is not implemented on cuda, expected None"
         )
-    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"] or cell in NORMALISED):
+    many = CELLS[cell][1] > 2
+    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"] or cell in NORMALISED or many):
         what = "with a projection" if P else "of reset_after=False" if has["late_gates"] else "with layer_norm"
+        what = f"of {cell}" if many else what
         raise NotImplementedError(f"{f}: checkpoint_every {what} is not implemented on cuda, expected 0")
 
 

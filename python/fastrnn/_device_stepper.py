@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._cells import CELLS
+from ._cells import CELLS, state_sizes
 from ._layer_checks import check_like
 from ._noise import Rates
 from ._stack import Stack, run_batched
@@ -55,8 +55,8 @@ class DeviceStepper:
         sizes = (I, H, P)
         self._stack = Stack("stepper", cell, len(layers), 1, n, sizes, False, 0.0, rates=rates, num_heads=num_heads)
         self._weights = [w.detach().clone() for layer in layers for w in layer if w is not None]
-        widths = (P or H, H)[: CELLS[cell][1]]
-        self._states = tuple(w_ih.detach().new_zeros(len(layers), batch_size, width) for width in widths)
+        widths = state_sizes(cell, H, P)
+        self._states = tuple(w_ih.detach().new_zeros(len(layers), batch_size, width) for width, _ in widths)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,19 +82,21 @@ class DeviceStepper:
 
     @property
     def state(self) -> Tensor | tuple[Tensor, ...]:
-        """h [L, B, P or H], or (h, c [L, B, H]) for an LSTM: a copy; assign to it to continue from elsewhere."""
+        """h [L, B, P or H], or with the states beyond it, (h, c [L, B, H]) for an LSTM: a copy; assign to it to continue
+        from elsewhere."""
         found = tuple(state.clone() for state in self._states)
-        return found if len(found) == 2 else found[0]
+        return found if len(found) > 1 else found[0]
 
     @state.setter
     def state(self, value: Tensor | Sequence[Tensor]) -> None:
-        values = tuple(value) if len(self._states) == 2 and isinstance(value, (tuple, list)) else (value,)
+        values = tuple(value) if len(self._states) > 1 and isinstance(value, (tuple, list)) else (value,)
         if len(values) != len(self._states):
-            _checks.check_count("stepper", "state", len(values), f"{len(self._states)}: (h, c)")
-        symbols = "(L, B, P or H)", "(L, B, H)"
-        for name, symbol, own, new in zip(_checks.STATE_NAMES, symbols, self._states, values):
+            names = ", ".join(_checks.STATE_NAMES[: len(self._states)]).replace("0", "")
+            _checks.check_count("stepper", "state", len(values), f"{len(self._states)}: ({names})")
+        for name, own, new in zip(_checks.STATE_NAMES, self._states, values):
             check_like("stepper", name, new, own)
-            _checks.check_shape("stepper", name, new.shape, symbol, own.shape)
+            symbols = "(L, B, P or H)" if name == "h0" else "(L, B, H)"
+            _checks.check_shape("stepper", name, new.shape, symbols, own.shape)
         for own, new in zip(self._states, values):
             own.copy_(new)
 

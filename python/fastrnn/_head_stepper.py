@@ -78,31 +78,33 @@ class HeadStepper:
 
     @property
     def state(self) -> Any:
-        """h [L, B, H], or (h, c) for an LSTM: a copy; assign to it to continue from elsewhere."""
+        """h [L, B, H], or with the states beyond it, (h, c) for an LSTM: a copy; assign to it to continue from elsewhere."""
         found = []
         for layer in self._layers:
             states = [step.state for step in layer]
             pairs = [s if isinstance(s, tuple) else (s,) for s in states]
             found.append([join_units(parts, 1, self._concatenate) for parts in zip(*pairs)])
         joined = [self._cast(self._concatenate(parts, 0), self._dtype) for parts in zip(*found)]
-        return tuple(joined) if len(joined) == 2 else joined[0]
+        return tuple(joined) if len(joined) > 1 else joined[0]
 
     @state.setter
     def state(self, value: Any) -> None:
         before = self.state
-        two = isinstance(before, tuple)
-        values = tuple(value) if two and isinstance(value, (tuple, list)) else (value,)
-        if len(values) != 1 + two:
-            raise ShapeError(f"stepper: state has {len(values)} entries, expected {1 + two}: (h, c)")
+        several = isinstance(before, tuple)
+        before = before if several else (before,)
+        values = tuple(value) if several and isinstance(value, (tuple, list)) else (value,)
+        if len(values) != len(before):
+            names = ", ".join(STATE_NAMES[: len(before)]).replace("0", "")
+            raise ShapeError(f"stepper: state has {len(values)} entries, expected {len(before)}: ({names})")
         checked = []
-        for name, v, own in zip(STATE_NAMES, values, before if two else (before,)):
+        for name, v, own in zip(STATE_NAMES, values, before):
             v = self._checked(name, v)
             check_shape("stepper", name, v.shape, "(L, B, H)", own.shape)
             checked.append(split_units(v, self._num_heads))
         for k, layer in enumerate(self._layers):
             for n, step in enumerate(layer):
                 own = tuple(parts[n][k : k + 1] for parts in checked)
-                step.state = own if two else own[0]
+                step.state = own if several else own[0]
 
     def reset(self, mask: Any = None) -> None:
         """Sets the state to zero.

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from . import _core, _oracle
 from ._backprop import Backprop
-from ._cells import CELLS, LANES, checkpoints_shape, reserve_shape, sizes
+from ._cells import CELLS, LANES, checkpoints_shape, reserve_shape, sizes, width_beyond
 from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
 from ._memory import address_of, check_storage, dense
 from ._noise import Noise
@@ -114,10 +114,10 @@ def prepare(
         states = []
         B = n0 if batch_first else n1
         rows = (B,) if one_step else (directions, B)
-        two_states = CELLS[cell][1] == 2
-        if c0 is not None and not two_states:
+        beyond = (CELLS[cell][1] - 1) * H  # width_beyond(), without the call
+        if c0 is not None and not beyond:
             return None
-        for s, width in ((h0, P or H), (c0, H)) if two_states else ((h0, H),):
+        for s, width in ((h0, P or H), (c0, beyond)) if beyond else ((h0, H),):
             if s is None:
                 states.append(0)
                 continue
@@ -257,7 +257,7 @@ def forward(
         y, y_t, y_b = x.new_empty(T, B, width), B * width, width
     h = x.new_empty(*rows, out)
     if len(states_in) == 2:
-        c = x.new_empty(*rows, H)
+        c = x.new_empty(*rows, width_beyond(cell, H))
         states_out = [h.data_ptr(), c.data_ptr()]
     else:
         c, states_out = None, [h.data_ptr()]
@@ -317,7 +317,7 @@ def backward(
     """Gradients of x, h0, c0 and each weight, only those that `wanted` asks for, in this order.
 
     `call` is what prepare() found in forward, if anything: it saves a second look at every tensor. dcs: the gradient of
-    c of every step, [T, B, D*H] or [B, T, D*H].
+    the states beyond h of every step, [T, B, D*(S-1)*H] or [B, T, D*(S-1)*H].
     """
     if call is None or not _still_there(call, x, weights, (h0, c0, reset_mask)):
         call = prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, None)
@@ -342,7 +342,7 @@ def backward(
         options = (segment, backprop.grad_clip, *detach)
 
     # x may be expanded and weights may be views: gradients are new contiguous tensors of the same shape.
-    shapes = [x.shape, (directions, B, P or H), (directions, B, H)]
+    shapes = [x.shape, (directions, B, P or H), (directions, B, width_beyond(cell, H))]
     grads = [x.new_empty(shape) if want else None for shape, want in zip(shapes, wanted)]
     for w, want in zip(weights, wanted[3:]):
         grads.append(None if not want else torch.empty_like(w) if plain else x.new_empty(w.shape))
@@ -374,15 +374,16 @@ def kept_states(
     with_gates: bool,
     first: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What forward kept, as users know it: c of every step [T, B, D*H] (None for cells without) and, if asked for, the
-    gates after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths. first: the slot of
-    c, if not behind the gates."""
+    """What forward kept, as users know it: the states beyond h of every step [T, B, D*(S-1)*H] (None for cells without)
+    and, if asked for, the gates after their activation [T, B, D, G, H] (B first with batch_first); zero past the lengths.
+    first: the slot of c, if not behind the gates."""
     G, S, slots, *_ = CELLS[cell]
     H = weights[0].shape[0] // G
     kept = reserve[..., :H].permute(2, 1, 0, 3, 4) if batch_first else reserve[..., :H].permute(1, 2, 0, 3, 4)
     first = slots - (S - 1) if first is None else first
     # Copies: backward still reads the reserve, and the caller may write into what he gets.
-    c = kept[..., first, :].clone(memory_format=torch.contiguous_format).flatten(2) if S == 2 else None
+    beyond = kept[..., first : first + S - 1, :]
+    c = beyond.clone(memory_format=torch.contiguous_format).flatten(2) if S > 1 else None
     gates = kept[..., :G, :].clone(memory_format=torch.contiguous_format) if with_gates else None
     if lengths is not None:
         T = kept.shape[1 if batch_first else 0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _devices
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED, WITH_CANDIDATE
+from ._cells import CELLS, NORMALISED, WITH_CANDIDATE, state_sizes, width_beyond
 from ._tensor_checks import check_dense, check_device, check_floats, check_like
 
 HAS_BIAS = {2: False, 3: False, 4: True, 5: True}  # by the number of weights per direction; an odd one has w_hr
@@ -71,7 +71,7 @@ def check_layer(
         hint = "; fastrnn.functional and fastrnn.nn convert narrower ones"
         raise _checks.dtype_error(function, "x", x.dtype, "torch.float32 or torch.float64", hint)
     n, rest = divmod(len(weights), directions)
-    if rest or n not in HAS_BIAS or (n & 1 and CELLS[cell][1] == 1):
+    if rest or n not in HAS_BIAS or (n & 1 and CELLS[cell][1] != 2):
         per_direction = (
             "2, 3 (with w_hr), 4 (with biases) or 5 (with both)" if CELLS[cell][1] == 2 else "2 or 4 (with biases)"
         )
@@ -104,13 +104,32 @@ def check_candidate(function: str, cell: str, p: float) -> None:
 def check_states(
     function: str, cell: str, x: Tensor, states: Sequence[Tensor | None], D: int, B: int, H: int, P: int, symbol: str
 ) -> None:
-    """Raises unless the states given are h0 [D, B, P or H] and, for cells that have one, c0 [D, B, H]."""
-    for name, s, width, w in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
+    """Raises unless the states given are h0 [D, B, P or H] and, for cells that have them, c0, n0 and m0 [D, B, H], or in
+    the place of c0 all of them side by side."""
+    widths = state_sizes(cell, H, P)
+    if len(states) == 2 < len(widths):
+        widths = [widths[0], (width_beyond(cell, H), f"{len(widths) - 1}*H")]
+    for name, s, (width, w) in zip(_checks.STATE_NAMES, states, widths):
         if s is not None:
             check_like(function, name, s, x)
             _checks.check_shape(function, name, s.shape, f"({symbol}, B, {w})", (D, B, width))
     if CELLS[cell][1] == 1 and len(states) > 1 and states[1] is not None:
         raise _checks.ShapeError(f"{function}: c0 is given, expected none: {cell} has one state")
+
+
+def check_state_count(function: str, cell: str, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The states of a call, all or none of which have to be given where a cell has more than two."""
+    names = _checks.STATE_NAMES[: CELLS[cell][1]]
+    if len(states) != len(names):
+        _checks.check_count(function, "state", len(states), f"{len(names)}: ({', '.join(names)})")
+    return tuple(states)
+
+
+def check_zoned(function: str, cell: str, p: float) -> None:
+    """Raises if zoneout is to keep single units of states that only mean something together."""
+    if p and CELLS[cell][1] > 2:
+        names = ", ".join(_checks.STATE_NAMES[1 : CELLS[cell][1]]).replace("0", "")
+        raise ValueError(f"{function}: zoneout of c is {p}, expected 0: {names} of {cell} cannot be blended one by one")
 
 
 def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps: str, batch_first: bool) -> None:

@@ -262,7 +262,7 @@ class Recurrent:
         if unbatched:
             y, last = y[:, 0], [s[:, 0] for s in last]
         y, last = y.astype(x.dtype, copy=False), [s.astype(x.dtype, copy=False) for s in last]
-        return y, tuple(last) if len(last) == 2 else last[0]
+        return y, tuple(last) if len(last) > 1 else last[0]
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
         """x with an aligned, contiguous last dimension in the computing dtype, copied only if it has to be."""
@@ -274,13 +274,15 @@ class Recurrent:
     def _states(self, state: Any, B: int, unbatched: bool, dtype: np.dtype) -> list[np.ndarray]:
         names = self._state_names()
         rows, out = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
+        widths = [out, *[self.hidden_size] * (len(names) - 1)]
         if state is None:
-            return [np.zeros((rows, B, w), self.dtype) for w in (out, self.hidden_size)[: len(names)]]
-        values = state if len(names) == 2 else (state,)
+            return [np.zeros((rows, B, w), self.dtype) for w in widths]
+        values = state if len(names) > 1 else (state,)
         if not isinstance(values, (tuple, list)) or len(values) != len(names):
-            raise ShapeError(f"{self._function}: state is {type(state).__name__}, expected a pair (h0, c0)")
+            expected = f"a {'pair' if len(names) == 2 else 'tuple'} ({', '.join(names)})"
+            raise ShapeError(f"{self._function}: state is {type(state).__name__}, expected {expected}")
         found = []
-        for name, v, width in zip(names, values, (out, self.hidden_size)):
+        for name, v, width in zip(names, values, widths):
             check_floats(self._function, name, v)
             if v.dtype != dtype:
                 raise dtype_error(self._function, name, v.dtype, f"{dtype} (the dtype of x)")
@@ -325,6 +327,8 @@ class Recurrent:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         T, B, I = x.shape
         (D, _, out), H = states[0].shape, self.hidden_size // self.num_heads
+        if len(states) > 2:  # as the kernels take them, see _cells.join_states()
+            states = [states[0], np.concatenate(states[1:], -1)]
         last = [np.empty_like(s) for s in states]
         # Allocated in the caller's layout, so that batch_first costs no transposition.
         width = D * out
@@ -337,7 +341,8 @@ class Recurrent:
             threads.current(), (0, *self.zoneout, False, 0, 0.0, True) if any(self.zoneout) else None, None,
             self.reset_to == "initial",
         )  # fmt: skip
-        return y, last
+        beyond = _core.CELLS[self._cell()]["states"] - 1
+        return y, last if beyond <= 1 else [last[0], *np.split(last[1], beyond, -1)]
 
     def stepper(self, batch_size: int = 1) -> Stepper | HeadStepper:
         """A stepper with copies of these weights: `y = step(x [B, I])`, state kept inside.

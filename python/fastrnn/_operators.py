@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _oracle
-from ._cells import CELLS, sizes
+from ._cells import CELLS, sizes, width_beyond
 from ._layer_checks import check_layer, check_like
 from ._transforms import one_by_one
 
@@ -46,7 +46,7 @@ def _forward_fake(cell, x, h0, c0, lengths, reset_mask, weights, directions, bat
     T, B, _, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     width = directions * (P or H)
     y = x.new_empty((B, T, width) if batch_first else (T, B, width))
-    c = (directions, B, H) if CELLS[cell][1] == 2 else (0,)
+    c = (directions, B, width_beyond(cell, H)) if CELLS[cell][1] > 1 else (0,)
     reserve = _backends.kernels_of(x).reserve_shape(cell, T, B, H, P, directions) if training else (0,)
     return y, x.new_empty((directions, B, P or H)), x.new_empty(c), x.new_empty(reserve)
 
@@ -58,7 +58,8 @@ def _backward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_f
     T, B, _, H, P, _ = sizes(cell, x, weights, directions, batch_first)
     wide = (*((B, T) if batch_first else (T, B)), directions * (P or H))
     kernels = _backends.kernels_of(x)
-    h, c, kept = (directions, B, P or H), (directions, B, H), kernels.reserve_shape(cell, T, B, H, P, directions)
+    h, c = (directions, B, P or H), (directions, B, width_beyond(cell, H))
+    kept = kernels.reserve_shape(cell, T, B, H, P, directions)
     for name, t, shape in zip(("y", "reserve", "dy", "dh", "dc"), rest, (wide, kept, wide, h, c)):
         if t is not None:
             check_like(f, name, t, x)
@@ -72,7 +73,7 @@ def _backward(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_f
 
 def _backward_fake(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, *rest):
     _, B, _, H, P, _ = sizes(cell, x, weights, directions, batch_first)
-    shapes = [x.shape, (directions, B, P or H), (directions, B, H), *(w.shape for w in weights)]
+    shapes = [x.shape, (directions, B, P or H), (directions, B, width_beyond(cell, H)), *(w.shape for w in weights)]
     return [x.new_empty(tuple(shape)) for shape, want in zip(shapes, rest[-1]) if want]
 
 
@@ -232,7 +233,7 @@ class Forward(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         _, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights = inputs
         y, _, c, reserve = output
-        ctx.mark_non_differentiable(*((reserve,) if CELLS[cell][1] == 2 else (c, reserve)))
+        ctx.mark_non_differentiable(*((reserve,) if CELLS[cell][1] > 1 else (c, reserve)))
         ctx.save_for_backward(x, h0, c0, lengths, reset_mask, y, reserve, *weights)
         ctx.options = (cell, directions, batch_first, schedule, threads)
 
@@ -282,7 +283,7 @@ def _forward_backward(ctx, dy, dh, dc, _):
     cell, *options = ctx.options
     need = ctx.needs_input_grad
     wanted = (need[1], need[2], need[3], *need[6])
-    dc = dc if CELLS[cell][1] == 2 else None
+    dc = dc if CELLS[cell][1] > 1 else None
     found = Backward.apply(wanted, cell, x, h0, c0, lengths, reset_mask, *options, y, reserve, dy, dh, dc, *weights)
     dx, dh0, dc0, *dweights = spread(found, wanted)
     return None, dx, dh0, dc0, None, None, dweights, None, None, None, None, None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _core, reference
 from ._backprop import Backprop
-from ._cells import CELLS, sizes
+from ._cells import CELLS, join_states, sizes, width_beyond
 from ._checks import function_of
 from ._noise import Noise
 
@@ -39,14 +39,16 @@ def oracle(
     backprop: Backprop | None = None,
     reset_to_initial: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The same layer by reference.layer(): y, h and, for the LSTM, c; with return_states then c of every step."""
+    """The same layer by reference.layer(): y, h and the states beyond h side by side; with return_states then those of
+    every step."""
     if batch_first:
         x = x.transpose(0, 1)
         reset_mask = None if reset_mask is None else reset_mask.t()
     _, B, _, H, P, _ = sizes(cell, x, weights, directions, False)
     states = [x.new_zeros(directions, B, P or H) if h0 is None else h0]
-    if CELLS[cell][1] == 2:
-        states.append(x.new_zeros(directions, B, H) if c0 is None else c0)
+    if CELLS[cell][1] > 1:
+        c0 = x.new_zeros(directions, B, width_beyond(cell, H)) if c0 is None else c0
+        states += c0.chunk(CELLS[cell][1] - 1, -1)
     detach_mask, clip = (None, 0.0) if backprop is None else (backprop.detach_mask, backprop.grad_clip)
     if detach_mask is not None and batch_first:
         detach_mask = detach_mask.t()
@@ -55,7 +57,7 @@ def oracle(
         reset_to="initial" if reset_to_initial else "zero",
     )  # fmt: skip
     y, *cs = (t.transpose(0, 1) if batch_first else t for t in (y, *cs))
-    return y, *last, *cs
+    return (y, *last, *cs) if len(last) <= 2 else (y, last[0], join_states(last[1:]), *cs)
 
 
 def _compare(cell: str, what: str, got: Sequence[Tensor | None], want: Sequence[Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _backends, _checks
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED
+from ._cells import CELLS, NORMALISED, state_sizes
 from ._heads import check_heads
 from ._layer_checks import check_candidate, check_input, check_states
 from ._noise import Rates
@@ -54,14 +54,25 @@ class States(NamedTuple):
     gates: tuple[Tensor, ...]  # L times [T, B, D, G, H], after activation, no gradient; empty unless asked for
 
 
-def as_pair(function: str, state: object) -> State | None:
-    """The LSTM's state as a pair, or the error that torch.nn.LSTM leaves to chance."""
+class MemoryStates(NamedTuple):
+    """States of a cell with a normaliser n and a stabiliser m."""
+
+    h: tuple[Tensor, ...]
+    c: tuple[Tensor, ...]
+    gates: tuple[Tensor, ...]
+    n: tuple[Tensor, ...]  # L times [T, B, D*H], as c
+    m: tuple[Tensor, ...]
+
+
+def as_states(function: str, state: object, count: int = 2) -> State | None:
+    """The state of an LSTM or sLSTM as a tuple, or the error that torch.nn.LSTM leaves to chance."""
     if state is None:
         return None
+    names = f"({', '.join(_checks.STATE_NAMES[:count])})"
     if not isinstance(state, (tuple, list)):
-        raise _checks.type_error(function, "state", state, "a pair (h0, c0)")
-    if len(state) != 2:
-        _checks.check_count(function, "state", len(state), "2: (h0, c0)")
+        raise _checks.type_error(function, "state", state, f"a {'pair' if count == 2 else 'tuple'} {names}")
+    if len(state) != count:
+        _checks.check_count(function, "state", len(state), f"{count}: {names}")
     return tuple(state)
 
 
@@ -160,7 +171,7 @@ def run(
     if states is not None:
         _, H, P = stack.sizes
         rows = stack.layers * stack.directions
-        for name, s, width, symbol in zip(_checks.STATE_NAMES, states, (P or H, H), ("P" if P else "H", "H")):
+        for name, s, (width, symbol) in zip(_checks.STATE_NAMES, states, state_sizes(stack.cell, H, P)):
             if s is not None:
                 check_like(stack.function, name, s, x)
                 _checks.check_shape(stack.function, name, s.shape, f"(L*D, {symbol})", (rows, width))
@@ -185,7 +196,20 @@ def run_with_states(stack: Stack, gates: bool, *args: object) -> tuple[Tensor | 
     """run(), and the states of every step."""
     stack = stack._replace(kept=[], with_gates=gates)
     y, last = run(stack, *args)
-    return y, last, States(*((() if of[0] is None else of) for of in zip(*stack.kept)))
+    layers = [() if of[0] is None else of for of in zip(*stack.kept)]
+    return y, last, (States if len(layers) == 3 else MemoryStates)(*layers)
+
+
+def _kept_states(cell: str, D: int, h: Tensor, c: Tensor | None, gates: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The states of all steps of one layer, from what Keep holds."""
+    S = CELLS[cell][1]
+    if S <= 2:
+        return h, c, gates
+    c, *more = (
+        part.clone(memory_format=torch.contiguous_format).flatten(-2)
+        for part in c.unflatten(-1, (D, S - 1, -1)).unbind(-2)
+    )
+    return h, c, gates, *more
 
 
 def run_one_state(
@@ -323,7 +347,7 @@ def _run_layers(
             reset_to=reset_to,
         )  # fmt: skip
         if kept is not None:
-            kept.append((x, keep.c, keep.gates))
+            kept.append(_kept_states(cell, D, x, keep.c, keep.gates))
         lasts.append(last)
     if rates is not None and training:
         x = rates.drop_output(L - 1, x, batch_first)

@@ -240,18 +240,22 @@ class Stepper:
 
     @property
     def state(self) -> Any:
-        """h [L, B, P or H], or (h, c [L, B, H]) for an LSTM: a copy; assign to it to continue from elsewhere."""
-        arrays = [np.empty((len(self._sizes), self.batch_size, self._widths(n)[0]), self._wide) for n in self._names]
+        """h [L, B, P or H], or with the states beyond it, (h, c [L, B, H]) for an LSTM: a copy; assign to it to continue
+        from elsewhere."""
         self._uniform()
-        self._stepper.get_states([a.ctypes.data for a in arrays])
-        found = tuple(self._arrays.copy(a, self._dtype) for a in arrays)
-        return found if len(found) == 2 else found[0]
+        widths = [self._widths(n)[0] for n in self._names]
+        arrays = [np.empty((len(self._sizes), self.batch_size, w), self._wide) for w in (widths[0], sum(widths[1:]))]
+        self._stepper.get_states([a.ctypes.data for a in arrays[: len(widths)]])
+        whole = arrays[:1] + (np.split(arrays[1], len(widths) - 1, -1) if len(widths) > 1 else [])
+        found = tuple(self._arrays.copy(np.ascontiguousarray(a), self._dtype) for a in whole)
+        return found if len(found) > 1 else found[0]
 
     @state.setter
     def state(self, value: Any) -> None:
-        values = tuple(value) if len(self._names) == 2 and isinstance(value, (tuple, list)) else (value,)
+        values = tuple(value) if len(self._names) > 1 and isinstance(value, (tuple, list)) else (value,)
         if len(values) != len(self._names):
-            raise ShapeError(f"stepper: state has {len(values)} entries, expected {len(self._names)}: (h, c)")
+            names = ", ".join(self._names).replace("0", "")
+            raise ShapeError(f"stepper: state has {len(values)} entries, expected {len(self._names)}: ({names})")
         self._uniform()
         arrays = []
         for name, v in zip(self._names, values):
@@ -261,7 +265,8 @@ class Stepper:
             expected = (len(self._sizes), self.batch_size, self._widths(name)[0])
             check_shape("stepper", name, v.shape, "(L, B, P or H)" if name == "h0" else "(L, B, H)", expected)
             arrays.append(self._arrays.to_numpy(v, self._wide))
-        self._stepper.set_states([a.ctypes.data for a in arrays])
+        beyond = [np.ascontiguousarray(np.concatenate(arrays[1:], -1))] if len(arrays) > 1 else []
+        self._stepper.set_states([a.ctypes.data for a in arrays[:1] + beyond])
 
     def _uniform(self) -> None:
         if any(len(set(self._widths(n))) > 1 for n in self._names):

@@ -16,7 +16,7 @@ from ._backprop import backprop_of
 from ._cells import CELLS
 from ._functional_family import augru, fastgrnn, fastrnn, indrnn, mingru, minlstm
 from ._noise import Rates, rates_of
-from ._stack import Stack, as_pair, as_single, infer_stack, run, run_with_states
+from ._stack import Stack, as_single, as_states, infer_stack, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
 from .decoder import DecoderWeights, attention_decoder
 from .generation import beam_search, generate
@@ -132,7 +132,7 @@ def lstm(
     stack = infer_stack(
         "lstm", cell, weights, bidirectional, batch_first, dropout, rates, backprop, num_heads, reset_to
     )
-    return _run(stack, x, as_pair("lstm", state), weights, training, lengths, reset_mask, return_states, return_gates)
+    return _run(stack, x, as_states("lstm", state), weights, training, lengths, reset_mask, return_states, return_gates)
 
 
 def gru(

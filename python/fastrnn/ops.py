@@ -16,11 +16,11 @@ from torch.nn import Parameter
 
 from . import _backends, _kernels, _operators, _oracle
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED
+from ._cells import CELLS, NORMALISED, join_states, split_states
 from ._checks import function_of
 from ._heads import join_units, split_rows, split_units
 from ._kernels import prepare
-from ._layer_checks import check_backprop, check_candidate, check_layer, check_rows
+from ._layer_checks import check_backprop, check_candidate, check_layer, check_rows, check_state_count, check_zoned
 from ._noise import Noise
 
 __all__ = ["CELLS", "rnn_layer"]
@@ -77,7 +77,8 @@ class Keep:
     """What a caller of rnn_layer() wants of every step, and finds here afterwards.
 
     Attributes:
-        c: [T, B, D*H] ([B, T, D*H] with batch_first), differentiable; None for cells without c.
+        c: [T, B, D*H] ([B, T, D*H] with batch_first), differentiable; None for cells without c. For one with c, n and
+            m [T, B, D*3*H], the three of a direction side by side.
         gates: [T, B, D, G, H] after their activation, without gradient; None unless asked for.
     """
 
@@ -187,7 +188,8 @@ def rnn_layer(
         x: [T, B, I], or [B, T, I] with batch_first; float32 or float64, on CUDA also bfloat16 or float16; any strides.
         weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], b_ih, b_hh [G*H] (both or none), w_hr [P, H] (LSTM
             with projection only); the dtype of x.
-        states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None, also for one of them, means zeros.
+        states: h0 [D, B, H or P] and those that the cell has besides, c0 (LSTM) or c0, n0, m0 (sLSTM) [D, B, H]; None,
+            also for one of them, means zeros.
         lengths: [B] integers in [0, T]; y is zero past them and the last state is the state there.
         reset_mask: bool [T, B] ([B, T] with batch_first), true where no state may cross from t-1 to t.
         directions: 1 or 2.
@@ -212,6 +214,11 @@ def rnn_layer(
     """
     h0 = c0 = None
     if states is not None:
+        if cell in CELLS and CELLS[cell][1] > 2:
+            f = function or function_of(cell)
+            states = check_state_count(f, cell, states)
+            check_layer(f, cell, x, states, None, None, weights, directions, batch_first, suffix, expected)
+            states = states[0], join_states(states[1:])
         h0 = states[0]
         if len(states) > 1:
             c0 = states[1]
@@ -231,6 +238,7 @@ def rnn_layer(
         )
     if noise is not None:
         check_candidate(function or function_of(cell), cell, noise.candidate)
+        check_zoned(function or function_of(cell), cell, noise.zoneout[1])
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
         return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
@@ -256,16 +264,16 @@ def rnn_layer(
                 y, *last = _Eager.apply(
                     call, plain, cell, rows, options, noise, backprop, keep, to_initial, x, h0, c0, *weights
                 )
-                if keep is not None and CELLS[cell][1] == 2:
+                if keep is not None and CELLS[cell][1] > 1:
                     keep.c = last.pop()
-                return y, tuple(last)
+                return y, split_states(cell, *last, *(None,) * (2 - len(last)))
     training = keep is not None
     y, h, c, reserve = _backends.kernels_of(x).forward(
         call, *args, weights, *options, training, noise=noise, reset_to_initial=to_initial
     )
     if keep is not None:
         keep.c, keep.gates = keep.states(cell, reserve, weights, lengths, batch_first)
-    return y, (h,) if c is None else (h, c)
+    return y, split_states(cell, h, c)
 
 
 def rnn_heads(
@@ -288,9 +296,8 @@ def rnn_heads(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """rnn_layer() with a block-diagonal recurrent matrix (see _heads.py): the layer once for each head, on its part of
     the weights and states."""
-    h0, c0 = (*(states or ()), None, None)[:2]
     rows = (lengths, reset_mask)
-    check_layer(function, cell, x, (h0, c0), *rows, weights, directions, batch_first, suffix, expected, num_heads)
+    check_layer(function, cell, x, states or (), *rows, weights, directions, batch_first, suffix, expected, num_heads)
     I, H, _ = expected
     parts = [split_rows(w, num_heads, H) for w in weights]
     ys, lasts, keeps = [], [], []
@@ -305,13 +312,14 @@ def rnn_heads(
         ys.append(y)
         lasts.append(last)
     if keep is not None:
-        keep.c = None if keeps[0].c is None else join_units([k.c for k in keeps], directions, torch.cat)
+        sides = directions * (CELLS[cell][1] - 1)
+        keep.c = None if keeps[0].c is None else join_units([k.c for k in keeps], sides, torch.cat)
         keep.gates = None if keeps[0].gates is None else torch.cat([k.gates for k in keeps], -1)
     return join_units(ys, directions, torch.cat), tuple(torch.cat(of, -1) for of in zip(*lasts))
 
 
 def _states_of(cell: str, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return y, (h, c) if CELLS[cell][1] == 2 else (h,)
+    return y, split_states(cell, h, c)
 
 
 def try_step(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from .. import _checks
-from .._stack import Stack, as_pair, as_single, each, run_batched
+from .._stack import Stack, as_single, as_states, each, run_batched
 from ..ops import try_step
 from ._options import check_nonlinearity, check_options, initialise, make_stepper
 
@@ -145,7 +145,7 @@ class LSTMCell(_Cell):
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
         """
-        h, c = self._step(input, as_pair("lstm_cell", hx))
+        h, c = self._step(input, as_states("lstm_cell", hx))
         return h, c
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
-from .._stack import as_pair
+from .._stack import as_states
 from ._options import check_nonlinearity
 from ._recurrent import OneState, Recurrent
 
@@ -159,7 +159,7 @@ class LSTM(Recurrent):
         Raises:
             ShapeError, DTypeError, DeviceError: naming argument, what it is and what is expected.
         """
-        states = as_pair("lstm", hx)
+        states = as_states("lstm", hx)
         return self._run(input, states, lengths, reset_mask, detach_mask, return_states, return_gates)
 
 

@@ -73,7 +73,7 @@ def _direction(
             leaving = (linear(leaving[0], w_hr), *leaving[1:])
         if kept:
             leaving = tuple(new + k[t] * (old - new) for new, old, k in zip(leaving, entering, kept))
-        ys[t], cs[t] = leaving[0], leaving[-1]
+        ys[t], cs[t] = leaving[0], torch.cat(leaving[1:] or leaving, -1)
         if valid is not None:
             ys[t], cs[t] = (torch.where(valid[t], s, torch.zeros_like(s)) for s in (ys[t], cs[t]))
             leaving = tuple(torch.where(valid[t], new, old) for new, old in zip(leaving, state))
@@ -99,7 +99,7 @@ def _block_linear(num_heads: int, h: Tensor, w: Tensor, b: Tensor | None) -> Ten
 
 def _zoneout(noise: Noise, direction: int, state: int, T: int, B: int, like: Tensor, num_heads: int) -> Tensor:
     """How much of the state before a step stays: zeros and ones [T, B, H], or its expectation."""
-    rate = noise.zoneout[state]
+    rate = noise.zoneout[state] if state < len(noise.zoneout) else 0.0
     if not rate:
         return like.new_zeros(T, 1, 1)
     if not noise.training:
@@ -149,20 +149,21 @@ def layer(
         cell: a name in CELLS.
         x: [T, B, I] input.
         weights: per direction w_ih [G*H, I], w_hh [G*H, H or P], then b_ih, b_hh [G*H], then w_hr [P, H] if present.
-        states: h0 [D, B, H or P] and, for the LSTM, c0 [D, B, H]; None for zeros.
+        states: h0 [D, B, H or P] and those that the cell has besides [D, B, H]; None for zeros.
         lengths: [B] integers, true length of each row; outputs past it are zero, the last state is the one at it.
         reset_mask: [T, B] bool, where a new segment starts: no state crosses into step t from t-1, in either
             direction. Entries past a row's length do nothing.
         directions: 1, or 2 for a bidirectional layer.
         noise: zoneout and the factors of recurrent dropout, see _noise.py.
-        return_states: True to return c of every step as well.
+        return_states: True to return the states beyond h of every step as well.
         detach_mask: [T, B] bool, where no gradient of a state crosses from step t to t-1.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh, 0 for none.
         num_heads: blocks on the diagonal of the recurrent matrix; w_hh is [G*H, H/num_heads], see _heads.py.
         reset_to: "zero", or "initial": where reset_mask is true `states` enter; at the first step they do without it.
 
     Returns:
-        y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, c [T, B, D*H].
+        y [T, B, D*(H or P)] and the last states, shaped like `states`; then, if asked for, [T, B, D*H] for a
+        cell with c, [T, B, D*3*H] for one with c, n and m.
 
     Example:
         >>> y, (h,) = layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
@@ -172,7 +173,7 @@ def layer(
     if states is None:
         w_hh, w_hr = parts[0][1], parts[0][4]
         out = w_hh.shape[1] * num_heads or w_hh.shape[0] // GATES[cell]  # [G*H, 0] without a recurrent matrix
-        sizes = (out, out if w_hr is None else w_hr.shape[1])[: STATES[cell]]
+        sizes = [out, *[out if w_hr is None else w_hr.shape[1]] * (STATES[cell] - 1)]
         states = tuple(x.new_zeros(directions, B, size) for size in sizes)
     valid = None
     if lengths is not None:
