@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 
 from ._checks import check_rank, check_shape
 
+ACTIVATIONS = {"additive": "tanh", "additive_relu": "relu"}  # of the scores in `_core` that have a parameter v
+
+
+def function_of(score: str) -> str:
+    """The public function that has this score."""
+    return "additive_attention" if score in ACTIVATIONS else f"{score}_attention"
+
 
 def additive_score(function: str, activation: object) -> str:
-    """The name in `_core` of the additive score with this activation; raises ValueError if there is none."""
-    if activation == "tanh":
-        return "additive"
-    if activation == "relu":
-        return "additive_relu"
-    raise ValueError(f"{function}: activation is {activation!r}, expected 'tanh' or 'relu'")
+    """The additive score with this activation; raises ValueError if there is none."""
+    for score, name in ACTIVATIONS.items():
+        if activation == name:
+            return score
+    raise ValueError(
+        f"{function}: activation is {activation!r}, expected {' or '.join(map(repr, ACTIVATIONS.values()))}"
+    )
 
 
 def check_shapes(function: str, shapes: Mapping[str, Sequence[int]]) -> None:

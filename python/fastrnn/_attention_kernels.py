@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _core
+from ._attention_checks import function_of
 from ._attention_masks import cleared, hidden_keys
 from ._memory import address_of, dense, in_place
 from ._tensor_checks import check_lengths_within
@@ -20,12 +21,6 @@ from .threads import current as current_threads
 
 DTYPES = (torch.float32, torch.float64)
 SCORES = tuple(_core.SCORES)
-ACTIVATIONS = {"additive": "tanh", "additive_relu": "relu"}  # of additive scores, which have a parameter v
-
-
-def function_of(score: str) -> str:
-    """The public function that has this score."""
-    return f"{'additive' if score in ACTIVATIONS else score}_attention"
 
 
 def strides_of(pairs: Tensor | None) -> list[int]:

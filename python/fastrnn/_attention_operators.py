@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, ops, reference
-from ._attention_kernels import ACTIVATIONS, SCORES, new_gradients, new_outputs
+from ._attention_checks import ACTIVATIONS
+from ._attention_kernels import SCORES, new_gradients, new_outputs
 from ._transforms import transformable
 
 _ARGS = (

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import _cuda_kernels
-from ._attention_kernels import ACTIVATIONS, function_of, new_gradients, new_outputs, strides_of
+from ._attention_checks import ACTIVATIONS, function_of
+from ._attention_kernels import new_gradients, new_outputs, strides_of
 from ._attention_masks import cleared, hidden_keys
 from ._cuda_products import without_autocast
 from ._memory import address_of, dense, in_place

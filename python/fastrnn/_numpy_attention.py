@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, threads
-from ._attention_checks import additive_score, check_scale, check_shapes
+from ._attention_checks import additive_score, check_scale, check_shapes, function_of
 from ._checks import check_rank, check_shape, dtype_error, shape_error, type_error
 from ._numpy_stack import as_array, as_lengths, check_floats, wide_dtype
 
@@ -52,7 +52,7 @@ def additive_attention(
     """
     score = additive_score("additive_attention", activation)
     arrays = {"query": query, "key": key, "value": value, "v": v}
-    return _attend("additive_attention", score, arrays, scale, lengths, mask, bias)
+    return _attend(score, arrays, scale, lengths, mask, bias)
 
 
 def dot_attention(
@@ -74,13 +74,13 @@ def dot_attention(
         >>> context, weights = dot_attention(q, k, k, scale=0.5)
     """
     arrays = {"query": query, "key": key, "value": value}
-    return _attend("dot_attention", "dot", arrays, scale, lengths, mask, bias)
+    return _attend("dot", arrays, scale, lengths, mask, bias)
 
 
 def _attend(
-    f: str, score: str, arrays: dict[str, np.ndarray], scale: float, lengths: Any, mask: Any, bias: Any
+    score: str, arrays: dict[str, np.ndarray], scale: float, lengths: Any, mask: Any, bias: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    query = arrays["query"]
+    f, query = function_of(score), arrays["query"]
     given = arrays if bias is None else arrays | {"bias": bias}
     for name, a in given.items():
         check_floats(f, name, a)

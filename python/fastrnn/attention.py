@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _devices
-from ._attention_checks import additive_score, check_scale, check_shapes
-from ._attention_kernels import ACTIVATIONS, function_of
+from ._attention_checks import ACTIVATIONS, additive_score, check_scale, check_shapes, function_of
 from ._attention_masks import as_mask, expanded
 from ._attention_operators import attention
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory, is_plain
