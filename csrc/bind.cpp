@@ -320,7 +320,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         cpu_table().activation(name.c_str(), n, at<const float>(x), at<float>(y));
       },
       py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"),
-      "exp, tanh or sigmoid of float32 as the kernels compute it.");
+      "exp, tanh, sigmoid or log1p (of 0 to 1) of float32 as the kernels compute it.");
   bind_attention(m);
   bind_decoder(m);
   py::class_<AnyStepper>(m, "Stepper")

@@ -1,4 +1,4 @@
-"""The kernels' exp, tanh and sigmoid over the float32 line: error bounds, range, symmetry, special values."""
+"""The kernels' exp, tanh, sigmoid and log(1 + x) in float32: error bounds, range, symmetry, special values."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def test_error_over_all_exponents(isa, name):
         assert ulp[at] <= BOUND_ULP[name], (x[normal][at], ulp[at])
         assert np.abs(y[~normal]).max(initial=0) <= 1.3e-38
         assert (np.abs(y) <= 1).all() and (name == "tanh" or (y >= 0).all())
+
+
+def test_log1p_of_what_a_sigmoid_needs(isa):
+    x = np.concatenate([np.linspace(0, 1, 1_000_003), np.exp(-np.linspace(0, 87, 100_003))]).astype("f")
+    y, want = run("log1p", x), np.log1p(x.astype(np.float64))
+    assert (np.abs(y - want) <= 3 * np.spacing(want.astype("f"))).all()
+    assert run("log1p", [0.0])[0] == 0 and np.isnan(run("log1p", [np.nan])[0])
 
 
 def test_tanh_is_odd(isa):

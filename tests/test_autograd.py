@@ -14,7 +14,9 @@ from fastrnn import DeviceError, _kernels, ops, reference  # noqa: E402
 
 SMALL = Case(4, 3, 2, 3, D=2, ragged=True, reset=0.3)
 SMALL_PROJECTED = Case(3, 2, 2, 3, D=2, P=2, batch_first=True, bias=False)
-CHECKED = [(cell, SMALL) for cell in CELLS] + [(cell, SMALL_PROJECTED) for cell in WITH_C]
+FOUR_STATES = Case(3, 2, 1, 2, D=2, ragged=True, reset=0.3)  # these have more to differentiate by
+CHECKED = [(cell, FOUR_STATES if ops.CELLS[cell][1] > 2 else SMALL) for cell in CELLS]
+CHECKED += [(cell, SMALL_PROJECTED) for cell in WITH_C]
 IDS = [f"{cell}-{case}" for cell, case in CHECKED]
 
 

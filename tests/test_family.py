@@ -1,4 +1,4 @@
-"""Modules that torch.nn does not have, against their published equations: the small cells, AUGRU, layer normalisation."""
+"""Modules that torch.nn does not have, against their published equations: small cells, AUGRU, sLSTM, layer norm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn import functional, nn  # noqa: E402
+from fastrnn._noise import Noise  # noqa: E402
 
 I, H = 5, 7
 
@@ -93,6 +94,138 @@ def test_modules_of_the_family_compute_the_published_equations(name):
     for t in range(6):
         last = got(x[t])
     assert torch.equal(last, alone(x)[0][5])
+
+
+def slstm_step(forget_gate, heads):
+    """The paper's equations 8 to 14, without a stabiliser: c, n and the exponents as they are."""
+
+    def step(x, s, p):
+        h, c, n = s
+        H = h.shape[-1]
+        w = torch.cat([torch.block_diag(*gate.chunk(heads)) for gate in p["weight_hh"].chunk(4)])
+        i, f, z, o = (F.linear(x, p["weight_ih"], p["bias_ih"]) + F.linear(h, w, p["bias_hh"])).split(H, -1)
+        f = f.sigmoid() if forget_gate == "sigmoid" else f.exp()
+        c, n = f * c + i.exp() * z.tanh(), f * n + i.exp()
+        return o.sigmoid() * c / n, c, n
+
+    return step
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exponential"])
+def test_slstm_computes_the_published_equations(forget_gate, heads):
+    H, L = 6, 2
+    options = {"forget_gate": forget_gate, "num_heads": heads}
+    module = nn.SLSTM(I, H, L, bidirectional=True, dtype=torch.float64, **options)
+    x = torch.randn(6, 3, I, dtype=torch.float64)
+    h0, c0, n0, m0 = (torch.randn(3, H, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    n0.data.abs_()
+    for state in ((h0, c0, n0, m0), None):
+        y, (h, c, n, m) = module(x, state and tuple(s.expand(2 * L, 3, H) for s in state))
+        at_first = (
+            (torch.zeros(3, H, dtype=torch.float64),) * 3 if state is None else (h0, c0 * m0.exp(), n0 * m0.exp())
+        )
+        want, *last = two_layers_by_hand(module, x, slstm_step(forget_gate, heads), at_first)
+        assert_same((y, h, c * m.exp(), n * m.exp()), (want, *last))
+        assert n.min() >= min(1, n0.min() if state else 1)
+        inputs = [*(state or ()), *module.parameters()]
+        for ours, theirs in ((y.square().sum(), want.square().sum()), ((n * m.exp()).sum(), last[2].sum())):
+            found = torch.autograd.grad(ours, inputs, retain_graph=True, materialize_grads=True)
+            assert_same(found, torch.autograd.grad(theirs, inputs, retain_graph=True, materialize_grads=True))
+    weights, numpy = list(module.parameters()), fastrnn.numpy.SLSTM.from_torch(module)
+    assert_same(functional.slstm(x, None, weights, bidirectional=True, **options), module(x), rtol=0, atol=0)
+    assert_same([torch.from_numpy(a) for a in numpy(x.numpy())[1]], module(x)[1], rtol=0, atol=0)
+    assert_same(pickle.loads(pickle.dumps(module))(x), module(x), rtol=0, atol=0)
+    alone = nn.SLSTM(I, H, **options)
+    steps, end = (alone.stepper(3), fastrnn.numpy.SLSTM.from_torch(alone).stepper(3)), alone(x.float())
+    for t in range(6):
+        a, b = steps[0](x[t].float()), steps[1](x[t].float().numpy())
+        for step in steps:
+            step.state = step.state
+    assert torch.equal(a, end[0][5]) and torch.equal(torch.from_numpy(b), a)
+    assert_same(steps[0].state, end[1], rtol=0, atol=0)
+    from fastrnn._device_stepper import DeviceStepper
+
+    step = DeviceStepper(alone._cell(), [(*(w.detach() for w in alone._flat_weights), None)], 3, num_heads=heads)
+    for t in range(6):
+        a = step(x[t].float())
+    step.state = step.state
+    assert torch.equal(a, end[0][5]) and torch.equal(step.state[3], end[1][3])
+
+
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exponential"])
+def test_slstm_stays_finite_where_its_exponentials_do_not(forget_gate):
+    module, x = nn.SLSTM(1, 2, forget_gate=forget_gate), torch.ones(50, 3, 1, requires_grad=True)
+    for size in (100.0, -100.0, 1e4, -1e4):
+        with torch.no_grad():
+            module.weight_ih_l0[:2], module.weight_ih_l0[2:4] = size, -size / 3
+        y, last = module(x, reset_mask=torch.arange(150).view(50, 3) % 7 == 0)
+        found = torch.autograd.grad(y.sum(), [x, *module.parameters()])
+        assert all(t.isfinite().all() for t in (y, *last, *found)) and y.abs().max() <= 1, size
+
+
+def test_states_of_an_slstm():
+    module, x = nn.SLSTM(I, H, 2, bidirectional=True), torch.randn(6, 3, I)
+    y, last, states = module(x, lengths=[6, 0, 4], return_states=True, return_gates=True)
+    assert torch.equal(states.h[1], y) and states.gates[0].shape == (6, 3, 2, 4, H)
+    for steps, ends in zip((states.c, states.n, states.m), last[1:]):
+        assert torch.equal(steps[1][3, 2, :H], ends[2, 2]) and torch.equal(steps[1][0, 0, H:], ends[3, 0])
+        assert not steps[0][4:, 2].any()
+    n = states.n[0].unflatten(-1, (2, H))
+    assert torch.allclose(n[1:, 0, 0], states.gates[0][1:, 0, 0, 1] * n[:-1, 0, 0] + states.gates[0][1:, 0, 0, 0])
+    assert functional.slstm(x[:, 0], None, nn.SLSTM(I, H)._flat_weights, return_states=True)[2].m[0].shape == (6, H)
+    half = nn.SLSTM(I, H, dtype=torch.bfloat16)
+    assert [s.dtype for s in half(x.bfloat16())[1]] == [torch.bfloat16] * 4
+    start = [torch.rand(1, 3, H) for _ in range(4)]
+    one = nn.SLSTM(I, H, reset_to="initial")
+    zero = torch.zeros(1, 3, H)
+    assert_same(one(x, (start[0], None, start[2], None)), one(x, (start[0], zero, start[2], zero)), rtol=0, atol=0)
+    mask = torch.zeros(6, 3, dtype=torch.bool)
+    mask[2] = True
+    assert torch.equal(one(x, tuple(start), reset_mask=mask)[0][2:], one(x[2:], tuple(start))[0])
+
+
+def test_errors_of_slstm():
+    x, weights = torch.ones(2, 1, I), nn.SLSTM(I, H)._flat_weights
+    states = [torch.ones(1, 1, H)] * 4
+    for make in (nn.SLSTM, lambda *a, **k: functional.slstm(x, None, weights, **k)):
+        with pytest.raises(ValueError, match="forget_gate is 'tanh', expected 'sigmoid' or 'exponential'"):
+            make(I, H, forget_gate="tanh")
+        with pytest.raises(ValueError, match="num_heads is 2, expected a divisor of the hidden size, 7"):
+            make(I, H, num_heads=2)
+    for bad in (states[:2], states * 2):
+        for call in (partial(functional.slstm, x, bad, weights), partial(nn.SLSTM(I, H), x, bad)):
+            with pytest.raises(
+                fastrnn.ShapeError, match=rf"slstm: state has {len(bad)} entries, expected 4: \(h0, c0, n0, m0\)"
+            ):
+                call()
+        with pytest.raises(fastrnn.ShapeError, match="slstm: state has . entries, expected 4"):
+            fastrnn.ops.rnn_layer("slstm", x, weights, bad)
+    with pytest.raises(fastrnn.DTypeError, match=r"slstm: state is a Tensor, expected a tuple \(h0, c0, n0, m0\)"):
+        functional.slstm(x, states[0], weights)
+    for k, name in enumerate(("h0", "c0", "n0", "m0")):
+        bad = [*states[:k], torch.ones(1, 2, H), *states[k + 1 :]]
+        with pytest.raises(
+            fastrnn.ShapeError, match=rf"slstm: {name} has shape \(1, 2, 7\), expected .* = \(1, 1, 7\)"
+        ):
+            functional.slstm(x, bad, weights)
+        bad[k] = states[k].double()
+        with pytest.raises(fastrnn.DTypeError, match=f"slstm: {name} has dtype torch.float64, expected torch.float32"):
+            functional.slstm(x, bad, weights)
+    noise = Noise(1, (0.0, 0.5), True)
+    with pytest.raises(ValueError, match="slstm: zoneout of c is 0.5, expected 0: c, n, m of slstm cannot be blended"):
+        fastrnn.ops.rnn_layer("slstm", x, weights, noise=noise)
+    with pytest.raises(fastrnn.ShapeError, match="slstm: state is list, expected a tuple"):
+        fastrnn.numpy.SLSTM(weights)(x.numpy(), [1])
+    step = nn.SLSTM(I, H).stepper(2)
+    with pytest.raises(fastrnn.ShapeError, match=r"stepper: state has 2 entries, expected 4: \(h, c, n, m\)"):
+        step.state = (torch.ones(1, 2, H),) * 2
+    with pytest.raises(
+        ValueError, match="slstm: return_states is True with checkpoint_every=2, expected one of the two"
+    ):
+        nn.SLSTM(I, H, checkpoint_every=2)(x, return_states=True)
+    with pytest.raises(TypeError, match="to_torch: 0 is a SLSTM, which torch.nn does not have"):
+        fastrnn.to_torch(torch.nn.Sequential(nn.SLSTM(I, H)))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

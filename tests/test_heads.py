@@ -23,7 +23,7 @@ KINDS = [
 def dense(module: torch.nn.Module) -> torch.nn.Module:
     """The module without heads whose recurrent matrix has zeros beside the blocks."""
     options = {name: getattr(module, name) for name in ("num_layers", "bidirectional", "bias")}
-    for name in ("peepholes", "coupled", "reset_after", "nonlinearity"):
+    for name in ("peepholes", "coupled", "reset_after", "nonlinearity", "forget_gate"):
         if hasattr(module, name):
             options[name] = getattr(module, name)
     other = type(module)(module.input_size, module.hidden_size, **options)
@@ -39,7 +39,7 @@ def dense(module: torch.nn.Module) -> torch.nn.Module:
     return other
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, ("SLSTM", {"forget_gate": "exponential"})])
 def test_equals_a_dense_matrix_with_zeros(kind, options):
     module = getattr(nn, kind)(I, H, 2, bidirectional=True, num_heads=N, **options)
     assert module.weight_hh_l1_reverse.shape == (module.weight_ih_l0.shape[0], H // N) and "num_heads=3" in repr(module)

@@ -29,6 +29,8 @@ CLASSES = {
     "indrnn_relu": (fnp.IndRNN, {}),
     "lstm_norm": (fnp.LSTM, {"layer_norm": True}),
     "gru_norm": (fnp.GRU, {"layer_norm": True}),
+    "slstm": (fnp.SLSTM, {}),
+    "slstm_exponential": (fnp.SLSTM, {"forget_gate": "exponential"}),
 }
 FAMILY = {
     "fastrnn": lambda H: {"weight_hh": (H, H), "bias": (H,), "alpha": (1,), "beta": (1,)},
@@ -78,6 +80,13 @@ def oracle_step(cell, x, s, w):
     if cell.startswith("rnn"):
         f = {"tanh": np.tanh, "relu": lambda v: np.maximum(v, 0), "sigmoid": sigmoid}[cell[4:]]
         return (f(gx + gr),)
+    if cell.startswith("slstm"):
+        i, f, z, o = np.split(gx + gr, 4)
+        _, c, n, m = s
+        f = m + (f if cell.endswith("exponential") else -np.logaddexp(0, -f))
+        m = np.where(n > 0, np.maximum(i, f), i)
+        c, n = (np.exp(f - m) * of + np.exp(i - m) * new for of, new in ((c, np.tanh(z)), (n, 1)))
+        return (sigmoid(o) * c / n, c, n, m)
     if cell.startswith("lstm"):
         if cell == "lstm_cifg":
             i, g, o = np.split(gx + gr, 3)
@@ -147,8 +156,11 @@ def make(cell, I, H, layers=1, directions=1, P=0, bias=True, dtype=np.float32, s
 
 
 def states_of(cell, rows, B, H, P, dtype, rng):
-    widths = [P or H, H][: _core.CELLS[cell]["states"]]
-    return [rng.standard_normal((rows, B, w)).astype(dtype) for w in widths]
+    widths = [P or H, *[H] * (_core.CELLS[cell]["states"] - 1)]
+    states = [rng.standard_normal((rows, B, w)).astype(dtype) for w in widths]
+    if len(states) > 2:
+        states[2] = np.abs(states[2]) + dtype(0.5)  # a normaliser
+    return states
 
 
 def with_biases(named):
@@ -189,7 +201,7 @@ def test_matches_oracle(isa, cell, shape, options, dtype):
     batch_first = options == "batch_first"
     module = cls.from_state_dict(named, batch_first=batch_first, **kw)
     y, last = module(
-        x.transpose(1, 0, 2) if batch_first else x, tuple(states) if len(states) == 2 else states[0], lengths, mask
+        x.transpose(1, 0, 2) if batch_first else x, tuple(states) if len(states) > 1 else states[0], lengths, mask
     )
     last = last if isinstance(last, tuple) else (last,)
     assert y.dtype == dtype

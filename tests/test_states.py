@@ -59,6 +59,11 @@ GATES = {
     "lstm_cifg": _squash("sigmoid", "tanh", "sigmoid"),
     "gru": lambda x, r: [*_squash("sigmoid", "sigmoid")(x, r), torch.tanh(x[2] + torch.sigmoid(x[0] + r[0]) * r[2])],
     "gru_reset_before": _squash("sigmoid", "sigmoid", "tanh"),
+    "slstm": lambda x, r: [
+        torch.ones_like(x[0]),
+        torch.exp(torch.nn.functional.logsigmoid(x[1] + r[1]) - x[0] - r[0]),
+        *_squash("tanh", "sigmoid")(x[2:], r[2:]),
+    ],
 }
 
 

@@ -16,6 +16,7 @@
 #include "mingru.h"
 #include "minlstm.h"
 #include "rnn.h"
+#include "slstm.h"
 
 #define FASTRNN_FOR_EACH_REGULARISED_CELL(X) \
   X(rnn_tanh, RnnTanhCell)                   \
@@ -25,6 +26,8 @@
   X(lstm_hard, LstmHardCell)                 \
   X(lstm_cifg, LstmCifgCell)                 \
   X(lstm_peephole, LstmPeepholeCell)         \
+  X(slstm, SlstmCell)                        \
+  X(slstm_exponential, SlstmExponentialCell) \
   X(gru, GruCell)                            \
   X(gru_hard, GruHardCell)                   \
   X(gru_reset_before, GruResetBeforeCell)    \

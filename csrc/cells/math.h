@@ -22,6 +22,12 @@ FASTRNN_HD double max(double a, double b) { return a < b ? b : a; }
 // 1 where x > 0, else 0.
 FASTRNN_HD float step(float x) { return x > 0.f ? 1.f : 0.f; }
 FASTRNN_HD double step(double x) { return x > 0.0 ? 1.0 : 0.0; }
+// yes where x > 0, else no.
+FASTRNN_HD float where_positive(float x, float yes, float no) { return x > 0.f ? yes : no; }
+FASTRNN_HD double where_positive(double x, double yes, double no) { return x > 0.0 ? yes : no; }
+// log(1 + x) of x in [0, 1].
+FASTRNN_HD float log1p_unit(float x) { return ::log1pf(x); }
+FASTRNN_HD double log1p_unit(double x) { return ::log1p(x); }
 
 template <class V>
 FASTRNN_HD V sigmoid(V x) {

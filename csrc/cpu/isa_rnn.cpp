@@ -77,6 +77,7 @@ void activation(const char* name, int64_t n, const float* x, float* y) {
   if (name[0] == 'e') apply(n, x, y, [](Vec<float> v) { return exp(v); });
   if (name[0] == 't') apply(n, x, y, [](Vec<float> v) { return tanh(v); });
   if (name[0] == 's') apply(n, x, y, [](Vec<float> v) { return sigmoid(v); });
+  if (name[0] == 'l') apply(n, x, y, [](Vec<float> v) { return log1p_unit(v); });
 }
 
 // One row of a dropout mask: 0 where a unit is hit, `scale` elsewhere.

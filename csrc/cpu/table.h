@@ -79,7 +79,7 @@ struct CpuTable {
   double (*fma_loop)(int64_t iterations);             // returns FLOPs done
   void (*read_loop)(const float* data, int64_t n, int64_t repeats);
   void (*activation)(const char* name, int64_t n, const float* x,
-                     float* y);  // exp | tanh | sigmoid, for the accuracy tests
+                     float* y);  // exp | tanh | sigmoid | log1p (of 0 to 1), for the accuracy tests
   void (*dropout_row_f32)(uint64_t key, int64_t n, uint32_t threshold, float scale, float* out);
   void (*dropout_row_f64)(uint64_t key, int64_t n, uint32_t threshold, double scale, double* out);
 };

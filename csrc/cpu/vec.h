@@ -98,6 +98,10 @@ template <class T>
 FASTRNN_HD Vec<T> step(Vec<T> a) {
   return a.v > 0 ? Vec<T>(1).v : Vec<T>(0).v;
 }
+template <class T>
+FASTRNN_HD Vec<T> where_positive(Vec<T> x, Vec<T> yes, Vec<T> no) {
+  return x.v > 0 ? yes.v : no.v;
+}
 
 // Which of the units from `unit` on are hit, see csrc/noise.h.
 template <class T>
@@ -178,6 +182,16 @@ FASTRNN_HD Vec<float> tanh(Vec<float> x) {
   const V::Mask out = V::Mask(y.v) ^ sign;
   return V(V::Native(out));
 }
+// log(1 + x) = 2 atanh(s), s = x/(2 + x), for x in [0, 1]: s <= 1/3, and 2 atanh(s) - 2s = s^3 P(s^2), P a minimax
+// polynomial. Below 3 ulp.
+FASTRNN_HD Vec<float> log1p_unit(Vec<float> x) {
+  using V = Vec<float>;
+  const V s = x / (x + V(2)), w = s * s;
+  V p = w * V(0.280244597f) + V(0.279991409f);
+  p = p * w + V(0.400216991f);
+  p = p * w + V(0.666664131f);
+  return s * w * p + (s + s);
+}
 // In place: row[i] lane j <-> row[j] lane i. log2(W) rounds, each swapping blocks of D lanes between rows D apart.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -223,6 +237,10 @@ FASTRNN_HD Vec<double> exp(Vec<double> x) {
 }
 FASTRNN_HD Vec<double> tanh(Vec<double> x) {
   for (int k = 0; k < Vec<double>::kWidth; ++k) x.v[k] = ::tanh(x.v[k]);
+  return x;
+}
+FASTRNN_HD Vec<double> log1p_unit(Vec<double> x) {
+  for (int k = 0; k < Vec<double>::kWidth; ++k) x.v[k] = ::log1p(x.v[k]);
   return x;
 }
 

@@ -219,6 +219,13 @@ def indrnn_cell(function: str, nonlinearity: str) -> str:
     return f"indrnn_{nonlinearity}"
 
 
+def slstm_cell(function: str, forget_gate: str) -> str:
+    """The name of the cell that an sLSTM's options ask for."""
+    if forget_gate not in ("sigmoid", "exponential"):
+        raise ValueError(f"{function}: forget_gate is {forget_gate!r}, expected 'sigmoid' or 'exponential'")
+    return "slstm" if forget_gate == "sigmoid" else "slstm_exponential"
+
+
 def _is_hard(function: str, recurrent_activation: str) -> bool:
     if recurrent_activation not in ("sigmoid", "hard_sigmoid"):
         raise ValueError(

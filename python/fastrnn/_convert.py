@@ -156,7 +156,7 @@ def _cannot_go_back(module: Module) -> str | None:
             return f"is a {type(module).__name__} with {option}={own!r}, which torch.nn does not have"
     if isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity not in ("tanh", "relu"):
         return f"is a {type(module).__name__} with nonlinearity={module.nonlinearity!r}, which torch.nn does not have"
-    if isinstance(module, (nn.FastRNN, nn.FastGRNN, nn.IndRNN, nn.MinGRU, nn.AUGRU)):
+    if isinstance(module, (nn.FastRNN, nn.FastGRNN, nn.IndRNN, nn.MinGRU, nn.AUGRU, nn.SLSTM)):
         return f"is a {type(module).__name__}, which torch.nn does not have"
     if isinstance(module, tuple(_BACK)) and type(module) not in _BACK:
         return f"is a {type(module).__qualname__}, expected a type of fastrnn.nn itself, not a subclass"

@@ -1,4 +1,5 @@
-"""The functions of fastrnn.functional whose cells torch does not have: FastRNN, FastGRNN, IndRNN, minGRU, minLSTM and AUGRU."""
+"""The functions of fastrnn.functional whose cells torch does not have: FastRNN, FastGRNN, IndRNN, minGRU, minLSTM, AUGRU
+and sLSTM."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _checks
+from ._backprop import backprop_of
 from ._cells import CELLS
 from ._family_weights import as_augru, as_indrnn, as_minimal, with_attention
-from ._stack import Stack, infer_stack, run_one_state
+from ._stack import Stack, as_states, infer_stack, run, run_one_state, run_with_states
 
 
 def fastrnn(
@@ -223,6 +225,57 @@ def augru(
     stack = infer_stack("augru", "augru", wide, bidirectional, batch_first, 0.0)
     x = with_attention(x, attention, stack.sizes[0] - 1, batch_first)
     return run_one_state(stack, x, state, wide, False, lengths, reset_mask)
+
+
+def slstm(
+    x: Tensor | PackedSequence,
+    state: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    weights: Sequence[Tensor] = (),
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    forget_gate: str = "sigmoid",
+    checkpoint_every: int = 0,
+    grad_clip: float = 0.0,
+    detach_mask: Tensor | None = None,
+    return_states: bool = False,
+    return_gates: bool = False,
+    num_heads: int = 1,
+    reset_to: str = "zero",
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """sLSTM (Beck et al. 2024, arXiv 2405.04517): c' = f' c + i z, n' = f' n + i, h' = o c' / n', with i = exp(a - m'),
+    f' = exp(b - m'), m' = max(a, b) and b = m + log f; the equations are in fastrnn.nn.SLSTM.
+
+    Args:
+        x, lengths, reset_mask, dropout, bidirectional, batch_first: as in lstm().
+        state: (h0, c0, n0, m0), each [L*D, B, H], n0 not negative; None for zeros, also in place of one of them.
+        weights: for each layer and direction w_ih [4*H, I], w_hh [4*H, H/num_heads], b_ih, b_hh [4*H] (both or none);
+            i f z o.
+        forget_gate: "sigmoid" or "exponential".
+        checkpoint_every, grad_clip, detach_mask, return_states, return_gates, num_heads, reset_to: as in lstm().
+
+    Returns:
+        y [T, B, D*H] in the layout of x, and (h, c, n, m), each [L*D, B, H]; then, if asked for, the states of every
+        step.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
+
+    Example:
+        >>> y, (h, c, n, m) = slstm(torch.ones(5, 2, 3), None, [torch.ones(16, 3), torch.ones(16, 4)])
+    """
+    cell, backprop = (
+        _checks.slstm_cell("slstm", forget_gate),
+        backprop_of("slstm", checkpoint_every, grad_clip, detach_mask),
+    )
+    options = {"backprop": backprop, "num_heads": num_heads, "reset_to": reset_to}
+    stack = infer_stack("slstm", cell, weights, bidirectional, batch_first, dropout, **options)
+    args = x, as_states("slstm", state, 4), weights, training, lengths, reset_mask
+    return run_with_states(stack, return_gates, *args) if return_states or return_gates else run(stack, *args)
 
 
 def _minimal_stack(

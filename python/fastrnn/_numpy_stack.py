@@ -148,6 +148,7 @@ class Recurrent:
             "zoneout",
             "num_heads",
             "reset_to",
+            "forget_gate",
         ):
             if name in cls.__init__.__kwdefaults__ and hasattr(module, name):
                 options[name] = getattr(module, name)
@@ -232,7 +233,8 @@ class Recurrent:
         Args:
             x: [T, B, I] ([B, T, I] with batch_first) or unbatched [T, I]; float32, float64 or float16, any strides.
                 float16 is computed in float32; otherwise the dtype of the weights.
-            state: h0 [L*D, B, P or H], for an LSTM (h0, c0 [L*D, B, H]); without B when unbatched; None for zeros.
+            state: h0 [L*D, B, P or H], for an LSTM (h0, c0 [L*D, B, H]), for an sLSTM with n0 and m0 too; without B
+                when unbatched; None for zeros.
             lengths: [B] integers in [0, T]: y is zero past them, the last state is the state there.
             reset_mask: bool [T, B] ([B, T] with batch_first), true where a new segment starts: no state crosses.
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _checks
 from ._backprop import backprop_of
 from ._cells import CELLS
-from ._functional_family import augru, fastgrnn, fastrnn, indrnn, mingru, minlstm
+from ._functional_family import augru, fastgrnn, fastrnn, indrnn, mingru, minlstm, slstm
 from ._noise import Rates, rates_of
 from ._stack import Stack, as_single, as_states, infer_stack, run, run_with_states
 from .attention import additive_attention, additive_scores, dot_attention, dot_scores
@@ -39,6 +39,7 @@ __all__ = [
     "mingru",
     "minlstm",
     "rnn",
+    "slstm",
 ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_rank, check_shape, check_weights, dtype_error, gru_cell, indrnn_cell, lstm_cell
+from ._checks import check_rank, check_shape, check_weights, dtype_error, gru_cell, indrnn_cell, lstm_cell, slstm_cell
 from ._numpy_attention import AdditiveAttention, additive_attention, dot_attention
 from ._numpy_stack import Recurrent, check_floats
 
@@ -22,6 +22,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "AdditiveAttention",
     "FastGRNN",
     "FastRNN",
@@ -294,6 +295,36 @@ class AUGRU(_Family):
         check_shape("augru", "x", x.shape[-1:], "(I,)", (self.input_size - 1,))
         check_shape("augru", "attention", attention.shape, "that of x without I", x.shape[:-1])
         return super().__call__(np.concatenate((x, attention[..., None]), -1), state, lengths, reset_mask)
+
+
+class SLSTM(Recurrent):
+    """sLSTM stack on NumPy arrays (Beck et al. 2024); the parameters of fastrnn.nn.SLSTM, gate order i f z o.
+
+    The state is (h, c, n, m), each [L*D, B, H].
+
+    Args:
+        weights, batch_first, prefix, num_heads, reset_to: as in LSTM.
+        forget_gate: "sigmoid" or "exponential".
+    """
+
+    _function, _gates = "slstm", 4
+
+    def __init__(
+        self,
+        weights: Any,
+        *,
+        batch_first: bool = False,
+        prefix: str = "",
+        forget_gate: str = "sigmoid",
+        num_heads: int = 1,
+        reset_to: str = "zero",
+    ):
+        self.forget_gate = forget_gate
+        slstm_cell("slstm", forget_gate)
+        super().__init__(weights, batch_first=batch_first, prefix=prefix, num_heads=num_heads, reset_to=reset_to)
+
+    def _cell(self) -> str:
+        return slstm_cell("slstm", self.forget_gate)
 
 
 def _join(own: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:

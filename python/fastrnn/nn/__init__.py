@@ -20,7 +20,7 @@ from .attention import (
 )
 from .cells import GRUCell, LSTMCell, RNNCell
 from .decoder import AttentionDecoder
-from .family import AUGRU, FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
+from .family import AUGRU, SLSTM, FastGRNN, FastRNN, IndRNN, MinGRU, MinLSTM
 from .layers import GRU, LSTM, RNN
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "AdditiveAttention",
     "Alignment",
     "AttentionDecoder",

@@ -245,7 +245,7 @@ class Recurrent(Module):
             "recurrent_activation": "sigmoid", "layer_norm": False, "zoneout": 0.0, "recurrent_dropout": 0.0, "weight_dropout": 0.0,
             "input_dropout": 0.0, "output_dropout": 0.0,
             "checkpoint_every": 0, "grad_clip": 0.0, "learn_initial_state": False, "num_heads": 1,
-            "reset_to": "zero", "candidate_dropout": 0.0, "candidate_dropout_per": "step",
+            "reset_to": "zero", "forget_gate": "sigmoid", "candidate_dropout": 0.0, "candidate_dropout_per": "step",
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k, v) != v]
         return ", ".join(shown)

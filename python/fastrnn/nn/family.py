@@ -1,4 +1,4 @@
-"""FastRNN, FastGRNN, IndRNN, MinGRU, MinLSTM and AUGRU over whole sequences: small cells with other parameters than torch's."""
+"""FastRNN, FastGRNN, IndRNN, MinGRU, MinLSTM, AUGRU and SLSTM over whole sequences: cells that torch does not have."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import _checks
 from .._family_weights import as_augru, as_indrnn, as_minimal, with_attention
-from .._stack import Stack
-from ._recurrent import OneState
+from .._stack import Stack, as_states
+from ._recurrent import OneState, Recurrent
 
 
 class _Family(OneState):
@@ -272,3 +273,70 @@ class AUGRU(_Family):
         x = with_attention(input, attention, self.input_size, self.batch_first)
         options = {"lengths": lengths, "reset_mask": reset_mask, "detach_mask": detach_mask}
         return super().forward(x, hx, **options, return_states=return_states, return_gates=return_gates)
+
+
+class SLSTM(Recurrent):
+    """sLSTM (Beck et al. 2024, "xLSTM", arXiv 2405.04517, section 2.2): an LSTM with exponential gates, a normaliser n
+    and a stabiliser m, which keeps the exponents in range and drops out of h.
+
+        a = W_i x + b_ii + R_i h + b_hi    b = m + log f    m' = max(a, b)    i = exp(a - m')    f' = exp(b - m')
+        c' = f' c + i z    n' = f' n + i    h' = o c' / n'
+
+    with f = sigmoid or exp, z = tanh and o = sigmoid of their own W x + b_ih + R h + b_hh. In a state with n = 0, the
+    zero state among them, m is not read and m' = a. Parameters of each layer and direction as torch.nn.LSTM: weight_ih
+    [4*H, I], weight_hh [4*H, H/num_heads], bias_ih and bias_hh [4*H], i f z o.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.LSTM.
+        forget_gate: "sigmoid" or "exponential".
+        num_heads, checkpoint_every, grad_clip, reset_to: as in LSTM.
+
+    Example:
+        >>> y, (h, c, n, m) = SLSTM(3, 4, num_heads=2)(torch.ones(5, 2, 3))
+    """
+
+    _function, _gates = "slstm", 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        forget_gate: str = "sigmoid",
+        num_heads: int = 1,
+        checkpoint_every: int = 0,
+        grad_clip: float = 0.0,
+        reset_to: str = "zero",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        _checks.slstm_cell("SLSTM", forget_gate)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype,
+            forget_gate=forget_gate, num_heads=num_heads, reset_to=reset_to,
+        )  # fmt: skip
+        self._backpropagate(checkpoint_every, grad_clip)
+
+    def _cell(self) -> str:
+        return _checks.slstm_cell("SLSTM", self.forget_gate)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+        detach_mask: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Runs all layers; as LSTM.forward(), with the states (h, c, n, m), each [L*D, B, H], n0 not negative. States
+        of every step have n and m besides; the gates i and f are those that multiply, exp(a - m') and exp(b - m')."""
+        states = as_states("slstm", hx, 4)
+        return self._run(input, states, lengths, reset_mask, detach_mask, return_states, return_gates)

@@ -93,9 +93,9 @@ def identity_(module: Module, scale: float = 1.0) -> Module:
 
 
 def _gate_biases(m: Module, end: str, gates: int) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The biases of the gates of an LSTM with a forget gate: of the input and of the recurrent part."""
+    """The biases of the gates of an LSTM or sLSTM with a sigmoid forget gate: of the input and of the recurrent part."""
     biases = [getattr(m, name + end, None) for name in ("bias_ih", "bias_hh")]
-    if gates != 4 or biases[0] is None:
+    if gates != 4 or biases[0] is None or getattr(m, "forget_gate", "sigmoid") != "sigmoid":
         return None
     b_ih, b_hh = (list(b.chunk(4)) for b in biases)
     return b_ih, b_hh

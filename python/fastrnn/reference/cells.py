@@ -186,6 +186,24 @@ def minlstm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = li
     return ((f * h + i * n) / (f + i),)
 
 
+def _slstm(log_forget: Activation) -> Callable[..., State]:
+    """Beck et al. 2024, section 2.2; gates i f z o, states h c n m. n = 0 is the empty memory, whose m is not read."""
+
+    def cell(x: Tensor, state: State, w: Tensor, b: Tensor | None, product: Product = linear) -> State:
+        h, c, n, m = state
+        i, f, z, o = (x + product(h, w, b)).chunk(4, -1)
+        f = m + log_forget(f)
+        larger = (n > 0) & (f > i)
+        m = torch.where(larger, f, i)
+        other = torch.where(larger, i - f, (f - i).clamp(max=11)).exp()
+        i, f = torch.where(larger, other, torch.ones_like(i)), torch.where(larger, torch.ones_like(f), other)
+        c = f * c + i * z.tanh()
+        n = f * n + i
+        return o.sigmoid() * c / n, c, n, m
+
+    return cell
+
+
 CELLS: dict[str, Callable[..., State]] = {
     "rnn_tanh": _rnn(torch.tanh),
     "rnn_relu": _rnn(torch.relu),
@@ -205,6 +223,8 @@ CELLS: dict[str, Callable[..., State]] = {
     "mingru": mingru,
     "minlstm": minlstm,
     "augru": augru,
+    "slstm": _slstm(torch.nn.functional.logsigmoid),
+    "slstm_exponential": _slstm(lambda x: x),
     "lstm_norm": lstm_norm,
     "gru_norm": gru_norm,
 }
