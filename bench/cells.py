@@ -15,6 +15,7 @@ bench/results/<cpu>/.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from fastrnn import _core, nn, ops, reference
-from fastrnn.bench import report, runner
+from fastrnn.bench import ceilings, report, runner
 from fastrnn.bench.timing import interleave, paired_ratio, pinned
 
 LONG, EVERY = (4096, 16, 256), 128  # T, B, H; steps between checkpoints
@@ -43,8 +44,9 @@ OPTIONS = {
 }
 
 
-def against_loop(cell: str, B: int, H: int, budget_s: float, compiled: bool) -> float:
-    """Time of the loop over that of the layer."""
+def against_loop(cell: str, B: int, H: int, budget_s: float, compiled: bool, gflops: float) -> tuple[float, float]:
+    """Time of the loop over that of the layer, and over that of the layer's products alone at the multiply-add rate:
+    inputs' and recurrent product, both gradients of each."""
     info, bound = _core.CELLS[cell], H**-0.5
     G, V = info["gates"], info["vectors"]
     shapes = [(G * H, H), (G * H, H if info["product"] else 0), (G * H,), ((G + V) * H,)]
@@ -59,7 +61,9 @@ def against_loop(cell: str, B: int, H: int, budget_s: float, compiled: bool) -> 
         if want.numel() and not (got - want).abs().max() <= 1e-2 * (1 + want.abs().max()):
             raise SystemExit(f"{cell}: gradients differ by {(got - want).abs().max():.2g}")
     runs = {"fastrnn": lambda: run(ops.rnn_layer), "loop": lambda: run(loop)}
-    return ratio(runs, "loop", "fastrnn", budget_s)
+    seconds = interleave(runs, budget_s=budget_s, slice_s=0.02).seconds
+    products = 3 * 2 * STEPS * B * G * H * (H + H * info["product"]) / (gflops * 1e9)
+    return paired_ratio(seconds["loop"], seconds["fastrnn"]).median, statistics.median(seconds["loop"]) / products
 
 
 def compiled_loop() -> Callable[..., tuple]:
@@ -69,7 +73,8 @@ def compiled_loop() -> Callable[..., tuple]:
 
     def loop(cell: str, x: torch.Tensor, weights: list[torch.Tensor]) -> tuple:
         H = weights[0].shape[0] // _core.CELLS[cell]["gates"]
-        states, ys = (x.new_zeros(1, x.shape[1], H),) * _core.CELLS[cell]["states"], []
+        widths = [H, (_core.CELLS[cell]["states"] - 1) * H]  # h, and all beyond it
+        states, ys = tuple(x.new_zeros(1, x.shape[1], width) for width in widths if width), []
         for part in x.split(UNROLL):
             y, states = block(cell, part, weights, states)
             ys.append(y)
@@ -141,10 +146,12 @@ def main(argv: list[str] | None = None) -> int:
     plain = [["option", *columns]]
     long = [["layer", "time", "memory"]]
     with pinned(1):
+        gflops = ceilings.measure(1).fma_gflops
         for cell in options.cells:
-            row = [cell, *(f"{against_loop(cell, B, H, options.budget, False):.1f}x" for B, H in SHAPES), ""]
+            found = [against_loop(cell, B, H, options.budget, False, gflops) for B, H in SHAPES]
+            row = [cell, *(f"{ratio:.1f}x of {limit:.1f}x" for ratio, limit in found), ""]
             if cell in options.compile:
-                row[-1] = f"{against_loop(cell, 8, 256, options.budget, True):.1f}x"
+                row[-1] = f"{against_loop(cell, 8, 256, options.budget, True, gflops)[0]:.1f}x"
             loops.append(row)
             print("  " + "  ".join(row), file=sys.stderr)
         for name in OPTIONS:
@@ -158,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     text = (
         f"{machine['cpu']}, one thread, {machine['date'][:10]}, commit {machine['commit']}, torch "
         f"{machine['versions']['torch']}; forward and backward, T = {STEPS}\n\n"
-        f"The equations as a loop of torch operations: its time over fastrnn's.\n\n{table(loops)}\n"
+        f"The equations as a loop of torch operations: its time over fastrnn's, of what it would be over that of the "
+        f"layer's products alone at the measured multiply-add rate, {gflops:.0f} GFLOP/s.\n\n{table(loops)}\n"
         f"An option: the time with it over the plain layer's.\n\n{table(plain)}\n"
         f"checkpoint_every={EVERY} at T={LONG[0]}, B={LONG[1]}, H={LONG[2]}, over the plain layer: a training step, and the "
         f"memory that forward holds for backward besides x and the weights.\n\n{table(long)}"
