@@ -73,8 +73,7 @@ def compiled_loop() -> Callable[..., tuple]:
 
     def loop(cell: str, x: torch.Tensor, weights: list[torch.Tensor]) -> tuple:
         H = weights[0].shape[0] // _core.CELLS[cell]["gates"]
-        widths = [H, (_core.CELLS[cell]["states"] - 1) * H]  # h, and all beyond it
-        states, ys = tuple(x.new_zeros(1, x.shape[1], width) for width in widths if width), []
+        states, ys = (x.new_zeros(1, x.shape[1], H),) * _core.CELLS[cell]["states"], []
         for part in x.split(UNROLL):
             y, states = block(cell, part, weights, states)
             ys.append(y)
