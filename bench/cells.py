@@ -1,7 +1,7 @@
 """Every cell, forward and backward, against the same equations as a loop of torch operations; regularisers and
 checkpoints against the layer without them.
 
-    python bench/cells.py                       about three minutes; run it on a quiet machine
+    python bench/cells.py                       about eight minutes; run it on a quiet machine
     python bench/cells.py --compile lstm_norm   also against torch.compile of the loop, which compiles for a quarter of
     a minute
 
