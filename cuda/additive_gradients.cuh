@@ -152,9 +152,11 @@ class AdditiveGradients {
       }
       shared_.sums[warp_][q * kColumns + lane_] = dquery;
     }
-    if (!Activation::kOffset) return gr_total;
-    for (int i = lane_; i < queries * kKeys; i += 32) g_total += g[i / kKeys * kAllKeys + i % kKeys];
-    return warp_sum(g_total) + A(Activation::kFactor) * gr_total;  // here, where both are still small
+    if constexpr (Activation::kOffset) {
+      for (int i = lane_; i < queries * kKeys; i += 32) g_total += g[i / kKeys * kAllKeys + i % kKeys];
+      gr_total = warp_sum(g_total) + A(Activation::kFactor) * gr_total;  // here, where both are still small
+    }
+    return gr_total;
   }
 
   // Adds the warps' sums of some queries, in the order of the keys.
