@@ -102,7 +102,7 @@ def test_matches_oracle(device, schedule, cell, case, dtype):
     want = cases.oracle(exact)
     want |= cases.gradients(exact, want)
     got = results(on(device, inputs), schedule)
-    magnified = 10 if cell in NORMALISED and case.H < 4 else 1
+    magnified = cases.magnified(cell, case)
     cases.assert_close({k: v for k, v in got.items() if k[0] != "d"}, {k: v for k, v in want.items() if k[0] != "d"},
                        TOLERANCE[dtype]["output"])  # fmt: skip
     cases.assert_close({k: v for k, v in got.items() if k[0] == "d"}, {k: v for k, v in want.items() if k[0] == "d"},
