@@ -119,8 +119,7 @@ def weight_gradients(
     """For each direction the gradients of w_ih, the recurrent weights, b_ih, b_hh: sums over all steps and rows.
 
     x: [T, B, I]. late: of a cell whose late gates multiplied something else than h, how many rows of its weights these
-        are,
-    and the reserve, whose last slot has it.
+        are, and the reserve, whose last slot has it.
     """
     x, D = without_padding(x, lengths).flatten(0, 1), len(ways)
     grads = []

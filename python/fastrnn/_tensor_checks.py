@@ -100,8 +100,7 @@ def as_lengths(
     """Lengths as an int64 tensor beside `like` (the argument `name`), of shape [B] if B is given.
 
     Values are looked at only if T is given and they are about to leave the CPU: kernels for CPUs look themselves, those
-        for
-    other devices clamp.
+    for other devices clamp.
     """
     if _is_dense_here(lengths) and lengths.dtype is torch.int64 and lengths.shape == (B,) and like.is_cpu:
         check_memory(function, "lengths", lengths)
