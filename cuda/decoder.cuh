@@ -33,15 +33,14 @@ class CudaDecoder {
 
   const DecoderRecord& record() const { return at_; }
   cudaError_t status() const { return status_; }
-  int64_t rows() const { return rows_; }
 
   // scores: [rows, Tk] scratch. w_token and bias: of the input part of the gates in generation.
-  void step(const DecoderAt<E>& a, E* scores, const E* w_token, int64_t E_, const E* bias) {
+  void step(const DecoderAt<E>& a, E* scores, const E* w_token, int64_t token_width, const E* bias) {
     if (p_.bahdanau) {
       attend(a, scores);
-      cell(a, w_token, E_, bias);
+      cell(a, w_token, token_width, bias);
     } else {
-      cell(a, w_token, E_, bias);
+      cell(a, w_token, token_width, bias);
       attend(a, scores);
       product<StepOutput<E>>(s_.H,
                              {{{rows_of(a.record + at_.context, a.record_stride), p_.w_context, s_.M},
@@ -66,10 +65,10 @@ class CudaDecoder {
   }
 
  private:
-  void cell(const DecoderAt<E>& a, const E* w_token, int64_t E_, const E* bias) {
+  void cell(const DecoderAt<E>& a, const E* w_token, int64_t token_width, const E* bias) {
     const RowsOf<E> feed = p_.bahdanau ? rows_of(a.record + at_.context, a.record_stride) : a.feed;
     product<StepCell<Cell, E>>(Cell::kGates * s_.H,
-                               {{{a.token, w_token, E_}, {feed, p_.w_feed, s_.F}, {a.h, p_.w_hh, s_.H}}},
+                               {{{a.token, w_token, token_width}, {feed, p_.w_feed, s_.F}, {a.h, p_.w_hh, s_.H}}},
                                {s_.H, at_.Hp, a.gates, a.gates_stride, bias, p_.b_hh, a.h, a.c, a.record,
                                 a.record_stride, at_.c, at_.h, p_.bahdanau ? a.output : nullptr, a.output_stride});
   }

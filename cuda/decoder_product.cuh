@@ -41,28 +41,6 @@ struct RowProducts {
   Use use;
 };
 
-// The sums over all lanes of N values, a power of two of at most 32: lane i gets that of v[i % N]. Each step halves
-// what a lane still adds up.
-template <int n, class E, int N>
-__device__ inline void halve(E (&v)[N], int lane) {
-  if constexpr (n > 0) {
-    const bool upper = lane & n;
-#pragma unroll
-    for (int j = 0; j < n; ++j) {
-      const E keep = upper ? v[j + n] : v[j], give = upper ? v[j] : v[j + n];
-      v[j] = keep + device::shuffle_xor(give, n);
-    }
-    halve<n / 2>(v, lane);
-  }
-}
-template <class E, int N>
-__device__ inline E collect(E (&v)[N], int lane) {
-  halve<N / 2>(v, lane);
-#pragma unroll
-  for (int n = N; n < 32; n *= 2) v[0] += device::shuffle_xor(v[0], n);
-  return v[0];
-}
-
 template <class E, class Use>
 class RowProduct {
   static constexpr int G = Use::kGates, kOutputs = G ? G : 4, kSums = G ? 2 : 1, kRows = 32 / sizeof(E);

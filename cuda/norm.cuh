@@ -62,11 +62,11 @@ class RowSums {
       const A *first = own_ + row * units_, *second = first + rows_ * units_;
       A a = A(0), b = A(0);
       for (int u = lane; u < n; u += 32) a += first[u];
-      a = over_lanes(a);
+      a = warp_sum(a);
       if (moments && n) a = a / A(n);
       for (int u = lane; u < n; u += 32)
         b += moments ? second[u] + values * (first[u] - a) * (first[u] - a) : second[u];
-      b = over_lanes(b);
+      b = warp_sum(b);
       put(e, row, lane, a, b);
     }
     signals.sent(e);
@@ -81,13 +81,13 @@ class RowSums {
     for (int row = threadIdx.x / 32; row < rows_; row += kWarps) {
       A a = A(0), b = A(0);
       for (int from = lane; from < ctas; from += 32) a += (moments ? A(units_of(from)) : A(1)) * get(e, row, from, 0);
-      a = over_lanes(a) / A(moments ? p_.H : values * p_.H);
+      a = warp_sum(a) / A(moments ? p_.H : values * p_.H);
       for (int from = lane; from < ctas; from += 32) {
         b += get(e, row, from, 1);
         const A apart = moments ? get(e, row, from, 0) - a : A(0);
         if (moments) b += A(values * units_of(from)) * apart * apart;
       }
-      b = over_lanes(b) / A(values * p_.H);
+      b = warp_sum(b) / A(values * p_.H);
       if (moments) b = A(1) / root(b + A(kNormEps));
       if (lane == 0) {
         found_[row] = a;
@@ -103,10 +103,6 @@ class RowSums {
   __device__ int units_of(int cta) const {
     const int64_t left = p_.H - int64_t(cta) * units_;
     return left < 0 ? 0 : left < units_ ? int(left) : units_;
-  }
-  static __device__ A over_lanes(A v) {
-    for (int half = 16; half; half /= 2) v += device::shuffle_xor(v, half);
-    return v;
   }
   // Of exchange e, [from CTA][row][2].
   __device__ A* box(int64_t e, int from, int row) const {

@@ -7,6 +7,7 @@
 
 #include "element.cuh"
 #include "params.h"
+#include "warp.cuh"
 
 namespace fastrnn {
 // The tiles of one product out[M, rows] = a[M, K] b[K, rows] and how they fall to the warps: item i of
@@ -49,24 +50,7 @@ struct Core {
   }
   template <class Emit>
   static __device__ void emit(Sums& sums, int m, int, int lane, const Emit& out) {
-    fold<16>(sums, lane);
-    fold<8>(sums, lane);
-    fold<4>(sums, lane);
-    fold<2>(sums, lane);
-    fold<1>(sums, lane);
-    out(m + lane / 8, lane % 8, sums.s[0]);
-  }
-
- private:
-  // Halves the sums that a lane has: it keeps one half, completed by the lane that keeps the other.
-  template <int half>
-  static __device__ void fold(Sums& sums, int lane) {
-    const bool upper = lane & half;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const E keep = upper ? sums.s[i + half] : sums.s[i], give = upper ? sums.s[i] : sums.s[i + half];
-      sums.s[i] = keep + device::shuffle_xor(give, half);
-    }
+    out(m + lane / 8, lane % 8, collect(sums.s, lane));
   }
 };
 

@@ -5,25 +5,13 @@
 // A row that may attend to nothing is zero, and so are its gradients; one that has a NaN is NaN. The meaning is that of
 // csrc/cpu/softmax.h. Each lane reads and writes keys of its own, so no barrier is needed and results may replace
 // scores.
-#include "../csrc/cells/math.h"
 #include "attention.h"
 #include "element.cuh"
+#include "warp.cuh"
 
 namespace fastrnn {
 constexpr int kRowWarps = 8;  // rows of a block
 
-template <class A>
-__device__ inline A warp_sum(A v) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) v += device::shuffle_xor(v, lane);
-  return v;
-}
-template <class A>
-__device__ inline A warp_max(A v) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) v = max(v, device::shuffle_xor(v, lane));
-  return v;
-}
 // How many keys of row b are real.
 __device__ inline int64_t key_count(const int64_t* lengths, int64_t b, int64_t Tk) {
   if (!lengths) return Tk;
