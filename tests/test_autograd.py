@@ -8,7 +8,6 @@ torch = pytest.importorskip("torch")
 
 import cases  # noqa: E402
 from cases import CELLS, WITH_C, Case  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
 
 from fastrnn import DeviceError, _kernels, ops, reference  # noqa: E402
 
@@ -247,15 +246,3 @@ def test_vmap_folds_into_one_call(monkeypatch):
     weights = [w.detach() for w in i.weights]
     torch.vmap(lambda x: ops.rnn_layer("gru", x, weights)[0])(torch.randn(6, 4, 3, 2))
     assert calls == [18]
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by torch.func.jvp itself
-def test_forward_mode_raises():
-    i = cases.make("gru", Case(3, 2, 4, 5))
-    f, args = loss_of(i)
-    with pytest.raises(NotImplementedError, match="gru: forward-mode AD"):
-        torch.func.jvp(f, args, args)
-    with forward_ad.dual_level():
-        f(*args)  # no tangents, no objection
-        with pytest.raises(NotImplementedError, match="gru: forward-mode AD"):
-            f(args[0], forward_ad.make_dual(args[1], args[1]), *args[2:])

@@ -7,13 +7,13 @@ Second derivatives differentiate the oracle, restated as a function of everythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import _backends, _checks, _oracle
+from . import _backends, _checks, _derivatives
 from ._cells import CELLS, sizes, width_beyond
+from ._derivatives import Layer, spread
 from ._layer_checks import check_layer, check_like
 from ._transforms import one_by_one
 
@@ -105,9 +105,15 @@ def call(args: tuple, weights: list[Tensor], options: tuple) -> tuple[Tensor, Te
             f"{_checks.function_of(args[0])}: inside torch.compile at most one torch.func.grad is supported; "
             "keep vmap and second derivatives outside the compiled function"
         )
+    tangents = forward_ad._current_level >= 0
+    if tangents and compiling:
+        raise NotImplementedError(
+            f"{_checks.function_of(args[0])}: forward-mode AD is not implemented inside torch.compile, "
+            "expected the call outside of torch.autograd.forward_ad.dual_level"
+        )
     training = torch.is_grad_enabled() and (transforms or differentiable)
-    if training or transforms:
-        return Forward.apply(training, *args, *options, *weights)[:3]
+    if training or transforms or tangents:
+        return (Traced if compiling else Forward).apply(training, *args, *options, *weights)[:3]
     return forward_op(*args, weights, *options, False)[:3]
 
 
@@ -115,12 +121,6 @@ def _one_transform() -> bool:
     """Whether torch.func is one level deep; Dynamo loses derivatives of deeper ones in silence."""
     depth = getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", None)
     return depth is not None and depth() == 1
-
-
-def spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients found, with None where none was wanted."""
-    rest = iter(found)
-    return [next(rest) if want else None for want in wanted]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,17 +155,28 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         wanted, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, _, _, _, _, dy, dh, dc, *weights = inputs
-        ctx.save_for_backward(x, h0, c0, lengths, reset_mask, dy, dh, dc, *weights)
+        saved = (lengths, reset_mask, x, h0, c0, dy, dh, dc, *weights)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.set_materialize_grads(False)
         ctx.options = (wanted, cell, directions, batch_first)
 
     @staticmethod
+    def _layer(ctx):
+        lengths, reset_mask, *tensors = ctx.saved_tensors
+        wanted, cell, *options = ctx.options
+        return Layer(cell, lengths, reset_mask, *options), wanted, tensors
+
+    @staticmethod
     def backward(ctx, *ddout):
-        x, h0, c0, lengths, reset_mask, dy, dh, dc, *weights = ctx.saved_tensors
-        wanted, cell, directions, batch_first = ctx.options
-        tensors = (x, h0, c0, dy, dh, dc, *weights)
-        grads = _second_derivative(cell, lengths, reset_mask, directions, batch_first, wanted, tensors, ddout)
-        dx, dh0, dc0, ddy, ddh, ddc, *dweights = grads
+        layer, wanted, tensors = Backward._layer(ctx)
+        dx, dh0, dc0, ddy, ddh, ddc, *dweights = _derivatives.second(layer, wanted, tensors, ddout)
         return None, None, dx, dh0, dc0, None, None, None, None, None, None, None, None, ddy, ddh, ddc, *dweights
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        given = (*tangents[2:5], *tangents[13:])  # of x, h0, c0, dy, dh, dc, *weights; y follows from these
+        return tuple(_derivatives.tangents_of_gradients(*Backward._layer(ctx), given))
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -184,44 +195,8 @@ def _batch_size(x: Tensor, dim: int | None, b: int) -> int:
     return x.shape[b] if dim is None else x.movedim(dim, 0).shape[b + 1]
 
 
-def _second_derivative(
-    cell: str,
-    lengths: Tensor | None,
-    reset_mask: Tensor | None,
-    directions: int,
-    batch_first: bool,
-    wanted: Sequence[bool],
-    tensors: Sequence[Tensor | None],  # x, h0, c0, dy, dh, dc, *weights
-    ddout: Sequence[Tensor],  # for each wanted gradient of x, h0, c0, *weights
-) -> list[Tensor | None]:
-    """Differentiates the first derivative of the oracle. torch.func composes with autograd and with itself."""
-    present = [i for i, t in enumerate(tensors) if t is not None]
-
-    def first_derivative(*given: Tensor) -> list[Tensor]:
-        full: list[Tensor | None] = [None] * len(tensors)
-        for i, t in zip(present, given):
-            full[i] = t
-        x, h0, c0, dy, dh, dc, *weights = full
-        inputs = (x, h0, c0, *weights)
-        chosen = [t for t, want in zip(inputs, wanted) if want]
-
-        def outputs(*some: Tensor) -> tuple[Tensor, ...]:
-            x, h0, c0, *weights = (s if want else t for s, t, want in zip(spread(some, wanted), inputs, wanted))
-            return _oracle.oracle(cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first)
-
-        out, vjp = torch.func.vjp(outputs, *chosen)
-        return vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in zip(out, (dy, dh, dc))))
-
-    with torch.enable_grad():
-        _, vjp = torch.func.vjp(first_derivative, *(tensors[i] for i in present))
-        grads: list[Tensor | None] = [None] * len(tensors)
-        for i, g in zip(present, vjp(tuple(ddout))):
-            grads[i] = g
-    return grads
-
-
-class Forward(torch.autograd.Function):
-    """The layer: (training, cell, x, ..., threads, *weights) -> y, h, c, reserve."""
+class Traced(torch.autograd.Function):
+    """The layer: (training, cell, x, ..., threads, *weights) -> y, h, c, reserve; what torch.compile takes."""
 
     @staticmethod
     def forward(training, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights):
@@ -254,6 +229,27 @@ class Forward(torch.autograd.Function):
         dx, dh0, dc0, *dweights = spread(found, wanted)
         return None, None, dx, dh0, dc0, None, None, None, None, None, None, *dweights
 
+
+class Forward(Traced):
+    """The layer outside of torch.compile, which takes no Function that has a rule for forward mode."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        Traced.setup_context(ctx, inputs, output)
+        _, cell, x, h0, c0, lengths, reset_mask, _, _, _, _, *weights = inputs
+        ctx.save_for_forward(x, h0, c0, lengths, reset_mask, *weights)
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [o.shape for o in output[: 2 + (CELLS[cell][1] > 1)]]
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        x, h0, c0, lengths, reset_mask, *weights = ctx.saved_tensors
+        cell, directions, batch_first, _, _ = ctx.options
+        layer = Layer(cell, lengths, reset_mask, directions, batch_first)
+        given = (*tangents[2:5], *tangents[11:])
+        found = _derivatives.tangents_of_outputs(layer, (x, h0, c0, *weights), given, ctx.shapes)
+        return *found, *(None,) * (4 - len(found))
+
     @staticmethod
     def vmap(info, in_dims, *args):
         if any(d is not None for d in in_dims[11:]):
@@ -273,7 +269,7 @@ class Forward(torch.autograd.Function):
 def _save_forward(ctx, inputs, output):
     cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, schedule, threads, training = inputs
     flat = (training, cell, x, h0, c0, lengths, reset_mask, directions, batch_first, schedule, threads, *weights)
-    Forward.setup_context(ctx, flat, output)
+    Traced.setup_context(ctx, flat, output)
 
 
 def _forward_backward(ctx, dy, dh, dc, _):
@@ -291,16 +287,12 @@ def _forward_backward(ctx, dy, dh, dc, _):
 
 def _save_backward(ctx, inputs, output):
     cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, _, _, _, _, dy, dh, dc, wanted = inputs
-    ctx.save_for_backward(x, h0, c0, lengths, reset_mask, dy, dh, dc, *weights)
+    ctx.save_for_backward(lengths, reset_mask, x, h0, c0, dy, dh, dc, *weights)
     ctx.options = (wanted, cell, directions, batch_first)
 
 
 def _backward_backward(ctx, ddout):
-    x, h0, c0, lengths, reset_mask, dy, dh, dc, *weights = ctx.saved_tensors
-    wanted, cell, directions, batch_first = ctx.options
-    tensors = (x, h0, c0, dy, dh, dc, *weights)
-    grads = _second_derivative(cell, lengths, reset_mask, directions, batch_first, wanted, tensors, ddout)
-    dx, dh0, dc0, ddy, ddh, ddc, *dweights = grads
+    dx, dh0, dc0, ddy, ddh, ddc, *dweights = _derivatives.second(*Backward._layer(ctx), ddout)
     none = (None,) * 4
     return None, dx, dh0, dc0, None, None, dweights, *none, None, None, ddy, ddh, ddc, None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # Bound once, like those of ops.py; Dynamo traces torch.func itself.
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -13,8 +14,8 @@ _is_compiling = torch.compiler.is_compiling
 
 
 def transforming() -> bool:
-    """Whether a transform of torch.func is active, outside of torch.compile."""
-    return _functorch_active() and not _is_compiling()
+    """Whether a transform of torch.func or forward mode is active, outside of torch.compile."""
+    return (_functorch_active() or forward_ad._current_level >= 0) and not _is_compiling()
 
 
 def one_by_one(function: type[torch.autograd.Function], n: int, in_dims: Sequence, args: Sequence):
@@ -45,6 +46,13 @@ def transformable(operator: Callable, save: Callable, differentiate: Callable) -
         @staticmethod
         def backward(ctx, *above):
             return differentiate(ctx, *above)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(
+                f"{operator.name()}: an argument has a tangent, expected none: forward-mode AD is not implemented here; "
+                "use reverse mode (torch.func.vjp, jacrev)"
+            )
 
         @staticmethod
         def vmap(info, in_dims, *args):

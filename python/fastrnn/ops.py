@@ -151,16 +151,6 @@ def _refuse(function: str, special: bool, place: str) -> None:
         )
 
 
-def _refuse_tangents(function: str, tensors: Sequence[object]) -> None:
-    if forward_ad._current_level < 0 or _is_compiling():
-        return
-    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            f"{function}: forward-mode AD is not implemented; use reverse mode (torch.func.vjp, jacrev) "
-            "or fastrnn.reference.layer, which supports it"
-        )
-
-
 def rnn_layer(
     cell: str,
     x: Tensor,
@@ -207,7 +197,7 @@ def rnn_layer(
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-        NotImplementedError: forward-mode AD; noise where it is not supported.
+        NotImplementedError: noise where it is not supported.
 
     Example:
         >>> y, (h,) = rnn_layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
@@ -231,7 +221,9 @@ def rnn_layer(
     to_initial = reset_to == "initial" and reset_mask is not None and not (h0 is None and c0 is None)
     special = noise is not None or keep is not None or backprop is not None or to_initial
     if watched:
-        _refuse(function or function_of(cell), special, "inside torch.compile, torch.export and torch.func")
+        _refuse(
+            function or function_of(cell), special, "inside torch.compile, torch.export, torch.func and forward-mode AD"
+        )
     if noise is not None and any(noise.zoneout) and cell in NORMALISED:
         raise ValueError(
             f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"
@@ -249,7 +241,6 @@ def rnn_layer(
         )
         if watched or is_exotic((x, h0, c0, lengths, reset_mask, *weights)):
             _refuse(function, special, "for tensor subclasses and the meta device")
-            _refuse_tangents(function, (*args, *weights))
             return _states_of(cell, *_operators.call(args, list(weights), options))
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     elif lengths is not None:

@@ -11,13 +11,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from .. import _core
 
 State = tuple[Tensor, ...]
 Activation = Callable[[Tensor], Tensor]
 Product = Callable[..., Tensor]  # torch.nn.functional.linear, or something on the way to it
+
+
+def layer_norm(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """Ba et al. 2016, over the last dimension. In plain operations, because torch.nn.functional.layer_norm has wrong second
+    derivatives where one of them is forward mode (pytorch/pytorch#196700)."""
+    x = x - x.mean(-1, keepdim=True)
+    return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * gain + shift
 
 
 def _rnn(activation: Activation) -> Callable[..., State]:
@@ -143,9 +150,9 @@ def lstm_norm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = 
     h, c = state
     H = c.shape[-1]
     shift, gain, gain_c, shift_c, _ = b.split((4 * H, 4 * H, H, H, 4 * H))
-    i, f, g, o = (x + layer_norm(product(h, w, None), (4 * H,), gain, shift)).chunk(4, -1)
+    i, f, g, o = (x + layer_norm(product(h, w, None), gain, shift)).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * layer_norm(c, (H,), gain_c, shift_c).tanh(), c
+    return o.sigmoid() * layer_norm(c, gain_c, shift_c).tanh(), c
 
 
 def gru_norm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = linear) -> State:
@@ -153,7 +160,7 @@ def gru_norm(x: Tensor, state: State, w: Tensor, b: Tensor, product: Product = l
     (h,) = state
     shift, gain, _ = b.chunk(3)
     xr, xz, xn = x.chunk(3, -1)
-    hr, hz, hn = layer_norm(product(h, w, None), gain.shape, gain, shift).chunk(3, -1)
+    hr, hz, hn = layer_norm(product(h, w, None), gain, shift).chunk(3, -1)
     r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
     n = (xn + r * hn).tanh()
     return (n + z * (h - n),)

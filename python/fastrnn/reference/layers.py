@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from .._noise import CANDIDATE_DROPOUT, Noise, hits
-from .cells import CELLS, GATES, NORMALISED, STATES, State
+from .cells import CELLS, GATES, NORMALISED, STATES, State, layer_norm
 
 
 def split_weights(weights: Sequence[Tensor], directions: int) -> list[list[Tensor | None]]:
@@ -40,7 +40,7 @@ def _direction(
 ) -> tuple[Tensor, Tensor, State]:
     w_ih, w_hh, b_ih, b_hh, w_hr = parts
     if step in NORMALISED:
-        gates = layer_norm(linear(x, w_ih), b_ih.shape, b_hh[-len(b_ih) :], b_ih)
+        gates = layer_norm(linear(x, w_ih), b_hh[-len(b_ih) :], b_ih)
     else:
         gates = linear(x, w_ih, b_ih)
     mask = None if noise is None or noise.h_mask is None else noise.h_mask[direction]
