@@ -249,14 +249,6 @@ def test_bad_options():
             nn.GRU(I, H, zoneout=0.1)(value)
 
 
-def test_where_it_is_not_implemented_it_says_so():
-    module, x = nn.GRU(I, H, zoneout=0.1), torch.randn(4, 2, I)
-    with pytest.raises(NotImplementedError, match="gru: zoneout and the dropouts .* are not implemented inside torch"):
-        torch.func.vmap(lambda row: module(row[:, None])[0], randomness="different")(x.transpose(0, 1))
-    with pytest.raises(NotImplementedError, match="gru: zoneout and the dropouts .* are not implemented inside torch"):
-        torch.func.grad(lambda x: functional.gru(x, None, module._flat_weights, zoneout=0.1)[0].sum())(x)
-
-
 def test_dropout_that_does_not_act_is_in_nobodys_way():
     module, x = nn.GRU(I, H, recurrent_dropout=0.2, weight_dropout=0.2).eval(), torch.randn(4, 2, I)
     got = torch.func.vmap(lambda x: module(x)[0])(x[None])

@@ -231,10 +231,9 @@ def test_what_resets_to_the_initial_state_cannot_do():
         with pytest.raises(ValueError, match="gru: reset_to is None, expected 'zero' or 'initial'"):
             function(x, None, [w.detach() for w in module._flat_weights], reset_to=None)
     h = torch.randn(1, 2, H)
-    with pytest.raises(NotImplementedError, match="reset_to='initial', .* are not implemented inside torch.compile"):
-        torch.func.vmap(lambda x: module(x, h, reset_mask=mask)[0])(x[None])
-    got = torch.func.vmap(lambda x: module(x, reset_mask=mask)[0])(x[None])[0]  # from zeros, to zeros
-    assert torch.equal(got, module(x, reset_mask=mask)[0])
+    for state in (h, None):  # the last: from zeros, to zeros
+        got = torch.func.vmap(lambda x, state=state: module(x, state, reset_mask=mask)[0])(x[None])[0]
+        assert torch.equal(got, module(x, state, reset_mask=mask)[0])
 
 
 def test_errors():
@@ -242,5 +241,3 @@ def test_errors():
     packed = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:3, 1]])
     with pytest.raises(ValueError, match="lstm: return_states is True with a PackedSequence, expected a tensor and"):
         module(packed, return_states=True)
-    with pytest.raises(NotImplementedError, match="return_states, .* are not implemented inside torch.compile"):
-        torch.func.vmap(lambda x: module(x, return_states=True)[0])(x[None])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _core, reference
+from ._backprop import Backprop
 from ._noise import Noise
 
 LANES = 16  # the reserve pads H to whole vectors of this many units, for every instruction set and dtype
@@ -67,3 +68,11 @@ def reserve_shape(
 def checkpoints_shape(cell: str, T: int, B: int, H: int, directions: int, segment_steps: int) -> tuple[int, ...]:
     """Shape of what forward keeps instead of that: c where a segment begins."""
     return directions, (T - 1) // segment_steps, B, CELLS[cell][1] - 1, (H + LANES - 1) // LANES * LANES
+
+
+def kept_shape(cell: str, item: int, shape: tuple, noise: Noise | None, backprop: Backprop | None) -> tuple[int, ...]:
+    """Shape of what forward keeps, elements of `item` bytes: the reserve, or checkpoints. shape: T, B, I, H, P, D."""
+    T, B, _, H, P, D = shape
+    if backprop is None or not backprop.checkpoint_every:
+        return reserve_shape(cell, T, B, H, P, D, noise)
+    return checkpoints_shape(cell, T, B, H, D, backprop.segment_steps(cell, item, *shape))

@@ -73,6 +73,12 @@ def reserve_shape(
     return D, T, B, slots - less, H
 
 
+def kept_shape(cell: str, item: int, shape: tuple, noise: Noise | None, backprop: Backprop | None) -> tuple[int, ...]:
+    """As _cells.kept_shape()."""
+    T, B, _, H, P, D = shape
+    return reserve_shape(cell, T, B, H, P, D, noise, backprop is not None and backprop.checkpoint_every > 0)
+
+
 def _slots(cell: str) -> int:
     """Values of a unit that the kernels keep of a step."""
     gates, _, slots, *_ = CELLS[cell]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _oracle
+from ._extras import Extras
 
 Tensors = Sequence["Tensor | None"]
 
@@ -29,18 +30,23 @@ class Layer(NamedTuple):
     reset_mask: Tensor | None
     directions: int
     batch_first: bool
+    extras: Extras
+    keep: bool  # c of every step is an output
 
     def outputs(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
-        """y, h and, of cells that have it, c."""
-        rows = (self.lengths, self.reset_mask)
-        return _oracle.oracle(self.cell, x, h0, c0, *rows, weights, self.directions, self.batch_first)
+        """y, h and, of cells that have it, c and, with keep, c of every step."""
+        cell, lengths, reset_mask, directions, batch_first, extras, keep = self
+        return _oracle.oracle(
+            cell, x, h0, c0, lengths, reset_mask, weights, directions, batch_first, extras.noise(), keep,
+            extras.backprop(), extras.reset_to_initial,
+        )  # fmt: skip
 
     def gradients(self, wanted: Sequence[bool], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """The gradients wanted of x, h0, c0, *weights. tensors: x, h0, c0, dy, dh, dc, *weights."""
-        x, h0, c0, dy, dh, dc, *weights = tensors
+        """The gradients wanted of x, h0, c0, *weights. tensors: x, h0, c0, dy, dh, dc, dcs, *weights."""
+        x, h0, c0, *above, weights = *tensors[:7], tensors[7:]
         chosen, f = _of_some(self.outputs, (x, h0, c0, *weights), wanted)
         out, vjp = torch.func.vjp(f, *chosen)
-        return vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in zip(out, (dy, dh, dc))))
+        return vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in zip(out, above)))
 
 
 def spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -101,7 +107,7 @@ def _pushed(f: Callable, inputs: Tensors, tangents: Tensors, shapes: Sequence[to
 
 
 def _wanted_inputs(wanted: Sequence[bool], tensors: Tensors) -> list[Tensor]:
-    x, h0, c0, _, _, _, *weights = tensors
+    x, h0, c0, _, _, _, _, *weights = tensors
     return [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
 
 

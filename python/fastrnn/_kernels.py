@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from . import _core, _oracle
 from ._backprop import Backprop
-from ._cells import CELLS, LANES, checkpoints_shape, reserve_shape, sizes, width_beyond
+from ._cells import CELLS, LANES, kept_shape, sizes, width_beyond
 from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
 from ._memory import address_of, check_storage, dense
 from ._noise import Noise
@@ -263,13 +263,12 @@ def forward(
         c, states_out = None, [h.data_ptr()]
     lengths64 = None if lengths is None else _checked_lengths(cell, lengths, T)
     reserve, reserve_address, backward_options = None, 0, None
-    if training and backprop is not None and backprop.checkpoint_every:
-        segment = backprop.segment_steps(cell, item, T, B, I, H, P, directions)
-        reserve = x.new_empty(checkpoints_shape(cell, T, B, H, directions, segment))
-        reserve_address, backward_options = reserve.data_ptr(), (segment, 0.0, 0, 0, 0)
-    elif training:
-        shape = reserve_shape(cell, T, B, H, P, directions, noise)
-        if whole_reserve and (lengths is not None or H % LANES):
+    if training:
+        shape = kept_shape(cell, item, (T, B, I, H, P, directions), noise, backprop)
+        if backprop is not None and backprop.checkpoint_every:
+            reserve = x.new_zeros(shape) if whole_reserve else x.new_empty(shape)
+            backward_options = (backprop.segment_steps(cell, item, T, B, I, H, P, directions), 0.0, 0, 0, 0)
+        elif whole_reserve and (lengths is not None or H % LANES):
             reserve = x.new_zeros(shape)
         elif T * B * H < _KEPT_ELEMENTS:
             reserve = x.new_empty(shape)

@@ -125,8 +125,12 @@ def check_state_count(function: str, cell: str, states: Sequence[Tensor | None])
     return tuple(states)
 
 
-def check_zoned(function: str, cell: str, p: float) -> None:
-    """Raises if zoneout is to keep single units of states that only mean something together."""
+def check_zoned(function: str, cell: str, zoneout: tuple[float, float]) -> None:
+    """Raises if zoneout is to keep units of a normalised cell, or single ones of states that only mean something
+    together."""
+    p = zoneout[1]
+    if any(zoneout) and cell in NORMALISED:
+        raise ValueError(f"{function}: zoneout is {zoneout} with {cell}, expected 0: no cell has both")
     if p and CELLS[cell][1] > 2:
         names = ", ".join(_checks.STATE_NAMES[1 : CELLS[cell][1]]).replace("0", "")
         raise ValueError(f"{function}: zoneout of c is {p}, expected 0: {names} of {cell} cannot be blended one by one")

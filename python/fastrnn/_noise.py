@@ -28,7 +28,7 @@ CANDIDATE_DROPOUT = 40
 class Noise(NamedTuple):
     """The regularisers of one layer in one call."""
 
-    seed: int
+    seed: int | Tensor  # a tensor where it is part of a graph, see in_graph()
     zoneout: tuple[float, float]  # of h, c: probability that a unit keeps the state of the step before
     training: bool  # False: the expectation
     h_mask: Tensor | None = None  # [D, B, H or P] factors of h where the recurrent product reads it
@@ -40,7 +40,7 @@ class Noise(NamedTuple):
         the head's part of the layer's."""
         mask = self.h_mask
         mask = None if mask is None else split_units(mask, num_heads)[head].contiguous()
-        return self._replace(seed=_mix64_int((self.seed + head * _GOLDEN) & _64), h_mask=mask)
+        return self._replace(seed=_mixed(self.seed, head * _GOLDEN), h_mask=mask)
 
     def for_core(self) -> tuple[int, float, float, bool, int, float, bool]:
         """As _core and _cuda take it."""
@@ -58,7 +58,7 @@ class Rates(NamedTuple):
     output_dropout: float = 0.0
     candidate_dropout: float = 0.0
     candidate_per_step: bool = True
-    seed: int = 0
+    seed: int | Tensor = 0
 
     def drawn(self, function: str, seed: int | None, training: bool) -> Rates | None:
         """These for one call; a seed of None comes from torch's generator. None if nothing acts."""
@@ -66,14 +66,19 @@ class Rates(NamedTuple):
             raise type_error(function, "seed", seed, "an int or None")
         if not training and not any(self.zoneout):
             return None
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            raise NotImplementedError(
-                f"{function}: zoneout and the dropouts of the recurrence, of the candidate, of weights, input and output are not implemented "
-                "inside torch.compile, torch.export and torch.func, expected 0"
-            )
         if not training:
             return self
-        return self._replace(seed=int(torch.randint(1 << 62, ())) if seed is None else seed & _64)
+        if seed is not None:
+            return self._replace(seed=as_tensor(seed) if in_graph() else seed & _64)
+        drawn = torch.randint(1 << 62, ())
+        if in_graph():
+            return self._replace(seed=drawn)
+        if torch._C._get_tracing_state() is not None or torch._C._functorch.is_batchedtensor(drawn):
+            raise NotImplementedError(
+                f"{function}: zoneout and the dropouts of the recurrence, of the candidate, of weights, input and output are not implemented "
+                "inside torch.jit.trace and torch.func.vmap(randomness='different'), expected 0 or randomness='same'"
+            )
+        return self._replace(seed=int(drawn))
 
     def of_layer(self, layer: int, training: bool, x: Tensor, B: int, width: int, D: int) -> Noise | None:
         """The regularisers of layer number `layer`, for the dtype and device of x."""
@@ -86,8 +91,8 @@ class Rates(NamedTuple):
             mask = torch.stack([dropout_mask(seed, _RECURRENT_DROPOUT + d, B, width, p, x) for d in range(D)])
         return Noise(seed, self.zoneout, training, mask, candidate, self.candidate_per_step)
 
-    def seed_of(self, layer: int) -> int:
-        return _mix64_int((self.seed + layer * 0xD1B54A32D192ED03) & _64)
+    def seed_of(self, layer: int) -> int | Tensor:
+        return _mixed(self.seed, layer * 0xD1B54A32D192ED03)
 
     def drop_weights(self, layer: int, direction: int, w_hh: Tensor) -> Tensor:
         """DropConnect (Wan et al. 2013; on R: Merity et al. 2018): single weights are zero for the whole sequence."""
@@ -143,14 +148,46 @@ def rates_of(
     return Rates((float(pair[0]), float(pair[1])), candidate_per_step=per_step, **rates)
 
 
-def dropout_mask(seed: int, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:
+def in_graph() -> bool:
+    """Whether something records operators: a number would become a constant there."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def as_tensor(seed: int | Tensor) -> Tensor:
+    """A seed as int64 []."""
+    if isinstance(seed, Tensor):
+        return seed
+    if not -(1 << 63) <= seed < 1 << 63:  # a symbol of the compiler never is
+        seed = _as_signed(seed & _64)
+    return torch.tensor(seed, dtype=torch.int64, device="cpu")
+
+
+def as_int(seed: Tensor) -> int:
+    """A seed in [0, 2^64)."""
+    return int(seed) & _64
+
+
+def _mixed(seed: int | Tensor, add: int) -> int | Tensor:
+    """Another seed."""
+    if isinstance(seed, Tensor):
+        return torch.ops.fastrnn.mixed_seed(seed, _as_signed(add & _64))
+    return _mix64_int((seed + add) & _64)
+
+
+def dropout_mask(seed: int | Tensor, stream: int, rows: int, units: int, p: float, like: Tensor) -> Tensor:
     """Factors [rows, units] in the dtype and on the device of `like`: 0 with probability p, else 1 / (1 - p)."""
-    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
-    if not like.is_cpu:
-        return _mask_on_device(seed, stream, rows, units, p, dtype, like.device).to(like)
-    mask = torch.empty(rows, units, dtype=dtype)
+    if isinstance(seed, Tensor) or torch._C._are_functorch_transforms_active():  # whose tensors have no address
+        return torch.ops.fastrnn.dropout_mask(as_tensor(seed), stream, rows, units, p, like.dtype, like.device)
+    return _mask(seed, stream, rows, units, p, like.dtype, like.device)
+
+
+def _mask(seed: int, stream: int, rows: int, units: int, p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    if device.type != "cpu":
+        return _mask_on_device(seed, stream, rows, units, p, wide, device).to(dtype)
+    mask = torch.empty(rows, units, dtype=wide, device=device)
     _core.dropout_mask(mask.element_size(), seed, stream, rows, units, p, mask.data_ptr())
-    return mask.to(like)
+    return mask.to(dtype)
 
 
 def _mask_on_device(
@@ -200,3 +237,20 @@ def _mix32(x: Tensor) -> Tensor:
     x = (x ^ (x >> 16)) * 0x85EBCA6B & _32
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & _32
     return x ^ (x >> 16)
+
+
+# Under torch.compile a seed is a tensor that the graph draws, and what is computed from it are operators.
+_lib = torch.library.Library("fastrnn", "FRAGMENT")
+_lib.define("mixed_seed(Tensor seed, int add) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_lib.define(
+    "dropout_mask(Tensor seed, int stream, SymInt rows, SymInt units, float p, ScalarType dtype, Device device) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_lib.impl("mixed_seed", lambda seed, add: _mix64(seed + add), "CompositeExplicitAutograd")
+_lib.impl("dropout_mask", lambda seed, *args: _mask(as_int(seed), *args), "CompositeExplicitAutograd")
+torch.library.register_fake("fastrnn::mixed_seed", lambda seed, add: torch.empty_like(seed), lib=_lib)
+torch.library.register_fake(
+    "fastrnn::dropout_mask",
+    lambda seed, stream, rows, units, p, dtype, device: torch.empty(rows, units, dtype=dtype, device=device),
+    lib=_lib,
+)

@@ -16,8 +16,9 @@ from torch.nn import Parameter
 
 from . import _backends, _kernels, _operators, _oracle
 from ._backprop import Backprop
-from ._cells import CELLS, NORMALISED, join_states, split_states
+from ._cells import CELLS, join_states, split_states
 from ._checks import function_of
+from ._extras import flat
 from ._heads import join_units, split_rows, split_units
 from ._kernels import prepare
 from ._layer_checks import check_backprop, check_candidate, check_layer, check_rows, check_state_count, check_zoned
@@ -61,11 +62,8 @@ class _Eager(torch.autograd.Function):
         wanted = ctx.needs_input_grad[9:]
         args = (ctx.cell, x, h0, c0, lengths, reset_mask)
         if _grad_enabled() or is_watched() or is_exotic((dy, dh, dc, dcs)):  # the first: create_graph=True
-            if noise is not None or dcs is not None or backprop is not None or ctx.to_initial:
-                above = (dy, dh, dc, dcs) if dcs is not None else (dy, dh, dc)
-                found = _restated_gradients(args, weights, options, noise, backprop, ctx.to_initial, above, wanted)
-            else:
-                found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, *weights)
+            extras = flat(noise, backprop, ctx.to_initial)
+            found = _operators.Backward.apply(wanted, *args, *options, y, reserve, dy, dh, dc, dcs, *extras, *weights)
         else:
             backward = _backends.kernels_of(x).backward
             rest = (wanted, ctx.plain, noise, dcs, backprop, ctx.to_initial)
@@ -92,27 +90,6 @@ class Keep:
     ) -> tuple[Tensor | None, Tensor | None]:
         kernels = _backends.kernels_of(reserve)
         return kernels.kept_states(cell, reserve, weights, lengths, batch_first, self.wants == "return_gates")
-
-
-def _restated_gradients(
-    args: tuple,
-    weights: Sequence[Tensor],
-    options: tuple,
-    noise: Noise | None,
-    backprop: Backprop | None,
-    to_initial: bool,
-    above: Sequence[Tensor | None],
-    wanted: tuple,
-) -> list[Tensor]:
-    """Gradients that can be differentiated again, of a layer with options: by the oracle, with the same noise."""
-    cell, x, h0, c0, lengths, reset_mask = args
-    outs = _oracle.oracle(
-        cell, x, h0, c0, lengths, reset_mask, weights, *options[:2], noise, len(above) == 4, backprop, to_initial
-    )
-    pairs = [(out, d) for out, d in zip(outs, above) if d is not None]
-    chosen = [t for t, want in zip((x, h0, c0, *weights), wanted) if want]
-    outs, above = zip(*pairs)
-    return list(torch.autograd.grad(outs, chosen, above, create_graph=True, materialize_grads=True))
 
 
 def is_watched() -> bool:
@@ -143,12 +120,31 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def _refuse(function: str, special: bool, place: str) -> None:
-    if special:
-        raise NotImplementedError(
-            f"{function}: zoneout, recurrent_dropout, candidate_dropout, reset_to='initial', return_states, checkpoint_every, "
-            f"grad_clip and detach_mask are not implemented {place}, expected none of them"
-        )
+def _refuse(function: str) -> None:
+    raise NotImplementedError(
+        f"{function}: zoneout, recurrent_dropout, candidate_dropout, reset_to='initial', return_states, checkpoint_every, "
+        "grad_clip and detach_mask are not implemented inside torch.jit.trace, expected none of them"
+    )
+
+
+def _anywhere(
+    cell: str,
+    args: tuple,
+    weights: Sequence[Tensor],
+    options: tuple,
+    noise: Noise | None,
+    backprop: Backprop | None,
+    to_initial: bool,
+    keep: Keep | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Path 3."""
+    extras = flat(noise, backprop, to_initial)
+    y, h, c, *kept = _operators.call(args, list(weights), options, extras, "" if keep is None else keep.wants)
+    if keep is not None:
+        cs, gates = kept
+        keep.c = cs if CELLS[cell][1] > 1 else None
+        keep.gates = gates if keep.wants == "return_gates" else None
+    return y, split_states(cell, h, c)
 
 
 def rnn_layer(
@@ -187,17 +183,17 @@ def rnn_layer(
             "stepwise", force one.
         threads: 0 for fastrnn.get_num_threads().
         function, suffix, expected: words and known sizes (I, H, P) for the text of errors.
-        noise: zoneout and recurrent dropout of this call, outside of torch.compile and torch.func.
-        backprop: how gradients are computed, on CPUs, where noise works.
-        keep: gets the states of every step, where noise works.
-        reset_to: "zero", or "initial": the state that enters where reset_mask is true, where noise works.
+        noise: zoneout and recurrent dropout of this call.
+        backprop: how gradients are computed.
+        keep: gets the states of every step.
+        reset_to: "zero", or "initial": the state that enters where reset_mask is true.
 
     Returns:
         y [T, B, D*(H or P)] ([B, T, ...] with batch_first) and the last states, shaped like `states`.
 
     Raises:
         ShapeError, DTypeError, DeviceError: naming function, argument, what it is and what is expected.
-        NotImplementedError: noise where it is not supported.
+        NotImplementedError: an option inside torch.jit.trace, or one that the device lacks.
 
     Example:
         >>> y, (h,) = rnn_layer("gru", torch.ones(5, 2, 3), [torch.ones(12, 3), torch.ones(12, 4)])
@@ -219,20 +215,15 @@ def rnn_layer(
         check_backprop(function or function_of(cell), cell, x, backprop, keep.wants if keep else "", batch_first)
         backprop = backprop if _grad_enabled() else None
     to_initial = reset_to == "initial" and reset_mask is not None and not (h0 is None and c0 is None)
-    special = noise is not None or keep is not None or backprop is not None or to_initial
-    if watched:
-        _refuse(
-            function or function_of(cell), special, "inside torch.compile, torch.export, torch.func and forward-mode AD"
-        )
-    if noise is not None and any(noise.zoneout) and cell in NORMALISED:
-        raise ValueError(
-            f"{function or function_of(cell)}: zoneout is {noise.zoneout} with {cell}, expected 0: no cell has both"
-        )
     if noise is not None:
         check_candidate(function or function_of(cell), cell, noise.candidate)
-        check_zoned(function or function_of(cell), cell, noise.zoneout[1])
+        check_zoned(function or function_of(cell), cell, noise.zoneout)
+    special = (noise, backprop, to_initial, keep)
     if watched and _tracing_state() is not None:  # sizes are traced values here: the operator checks when it runs
-        return _states_of(cell, *_operators.forward_op(*args, list(weights), *options, True)[:3])
+        if special != (None, None, False, None):
+            _refuse(function or function_of(cell))
+        y, h, c, _ = _operators.forward_op(*args, list(weights), *options, True)
+        return y, split_states(cell, h, c)
     call = plain = None if watched else prepare(cell, x, h0, c0, reset_mask, weights, directions, batch_first, expected)
     function = function or function_of(cell)
     if call is None:
@@ -240,14 +231,12 @@ def rnn_layer(
             function, cell, x, (h0, c0), lengths, reset_mask, weights, directions, batch_first, suffix, expected
         )
         if watched or is_exotic((x, h0, c0, lengths, reset_mask, *weights)):
-            _refuse(function, special, "for tensor subclasses and the meta device")
-            return _states_of(cell, *_operators.call(args, list(weights), options))
+            return _anywhere(cell, args, weights, options, *special)
         call = _backends.kernels_of(x).prepare_any(cell, x, h0, c0, reset_mask, weights, directions, batch_first)
     elif lengths is not None:
         check_rows(function, x, lengths, reset_mask, call[1], call[2], batch_first)
         if is_exotic((lengths,)):
-            _refuse(function, special, "for tensor subclasses")
-            return _states_of(cell, *_operators.call(args, list(weights), options))
+            return _anywhere(cell, args, weights, options, *special)
     if _grad_enabled():
         for t in (x, h0, c0, *weights):
             if t is not None and t.requires_grad:
@@ -307,10 +296,6 @@ def rnn_heads(
         keep.c = None if keeps[0].c is None else join_units([k.c for k in keeps], sides, torch.cat)
         keep.gates = None if keeps[0].gates is None else torch.cat([k.gates for k in keeps], -1)
     return join_units(ys, directions, torch.cat), tuple(torch.cat(of, -1) for of in zip(*lasts))
-
-
-def _states_of(cell: str, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return y, split_states(cell, h, c)
 
 
 def try_step(

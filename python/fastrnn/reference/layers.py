@@ -81,12 +81,29 @@ def _direction(
     return torch.stack(ys), torch.stack(cs), state
 
 
+class _Clip(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t, bound):
+        return t.view_as(t)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp(-ctx.bound, ctx.bound), None
+
+    @staticmethod
+    def jvp(ctx, dt, _):
+        return dt.view_as(dt)
+
+
 def _clipped(t: Tensor, bound: float) -> Tensor:
     """t, whose gradient will be clipped to [-bound, bound]; that can be differentiated again."""
-    if t.requires_grad:
-        t = t.view_as(t)
-        t.register_hook(lambda g: g.clamp(-bound, bound))
-    return t
+    return _Clip.apply(t, bound)
 
 
 def _block_linear(num_heads: int, h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
