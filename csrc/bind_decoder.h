@@ -17,6 +17,7 @@ struct DecoderArguments {
   DecoderShape shape;
   // gates, memory, keys, lengths, h0, c0, feed0, w_hh, b_hh, w_feed, w_query, v, w_context, w_hidden
   std::array<Address, 14> in;
+  std::array<int64_t, 3> ld;  // distances of the rows of w_feed, w_context, w_hidden
 
   template <class T>
   void fill(DecoderInput<T>& p) const {
@@ -27,12 +28,15 @@ struct DecoderArguments {
                       &p.w_hh,  &p.b_hh,   &p.w_feed, &p.w_query, &p.v,  &p.w_context, &p.w_hidden};
     for (int i = 0; i < 14; ++i)
       if (to[i]) *to[i] = at<const T>(in[i]);
+    p.ld_feed = ld[0];
+    p.ld_context = ld[1];
+    p.ld_hidden = ld[2];
   }
 };
 
-// sizes: E, V, beams, end, top_k. inputs: embedding, w_input, b_ih, w_vocabulary, b_vocabulary, first. found: tokens,
-// parents, scores, weights, steps, ends, end_steps, end_rows, end_scores.
-using GenerationSizes = std::array<int64_t, 5>;
+// sizes: E, V, beams, end, top_k, distance of the rows of w_input. inputs: embedding, w_input, b_ih, w_vocabulary,
+// b_vocabulary, first. found: tokens, parents, scores, weights, steps, ends, end_steps, end_rows, end_scores.
+using GenerationSizes = std::array<int64_t, 6>;
 using GenerationInputs = std::array<Address, 6>;
 using GenerationFound = std::array<Address, 9>;
 template <class E>
@@ -43,6 +47,7 @@ void fill_generation(DecoderGenerate<E>& p, const GenerationSizes& sizes, double
   p.beams = sizes[2];
   p.end = sizes[3];
   p.top_k = sizes[4];
+  p.ld_input = sizes[5];
   p.temperature = temperature;
   p.seed = seed;
   const E** from[] = {&p.embedding, &p.w_input, &p.b_ih, &p.w_vocabulary, &p.b_vocabulary};
@@ -71,9 +76,9 @@ inline void bind_decoder_arguments(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<DecoderArguments>(m, "Decoder", py::module_local())
       .def(py::init([](int itemsize, const std::string& cell, bool bahdanau, const std::array<int64_t, 7>& n,
-                       const std::array<Address, 14>& in) {
+                       const std::array<Address, 14>& in, const std::array<int64_t, 3>& ld) {
         const DecoderShape shape{n[0], n[1], n[2], n[3], n[4], n[5], n[6]};
-        return DecoderArguments{itemsize, cell == "lstm" ? kDecoderLstm : kDecoderGru, bahdanau, shape, in};
+        return DecoderArguments{itemsize, cell == "lstm" ? kDecoderLstm : kDecoderGru, bahdanau, shape, in, ld};
       }));
   m.def("decoder_record", &decoder_record);
 }

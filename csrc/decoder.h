@@ -1,6 +1,7 @@
 #pragma once
 // An attention decoder as asked for by the caller: a recurrent cell that attends to a memory at every step. Shapes are
-// checked in Python; arrays are contiguous; a null pointer means "absent" where the field says so.
+// checked in Python; arrays are contiguous unless a distance of rows (ld) is beside them; a null pointer means "absent"
+// where the field says so.
 //
 //   scores     additive:  v . tanh(W_q query + key)  (Bahdanau et al. 2015, arXiv 1409.0473)      dot:  query . key
 //   Luong's order (Luong et al. 2015, arXiv 1508.04025), feed = the attentional h~ of the step before, or nothing:
@@ -19,13 +20,14 @@ struct DecoderShape {  // B rows, T steps, Tk keys, H hidden units, M memory, A 
 template <class T>
 struct DecoderInput {
   DecoderShape shape;
-  bool bahdanau;                   // the order
-  const T *gates, *memory, *keys;  // W_x x + b_ih [B, T, G*H], [B, Tk, M], [B, Tk, A]
-  const int64_t* lengths;          // [B] keys that are real, in [0, Tk]; null = all
-  const T *h0, *c0, *feed0;        // [B, H], [B, H] (LSTM), [B, F] (Luong's order with feed)
-  const T *w_hh, *b_hh, *w_feed;   // [G*H, H], [G*H] or null, [G*H, F] or null
-  const T *w_query, *v;            // [A, H], [A]; null = dot score
-  const T *w_context, *w_hidden;   // [H, M], [H, H]; null in Bahdanau's order
+  bool bahdanau;                           // the order
+  const T *gates, *memory, *keys;          // W_x x + b_ih [B, T, G*H], [B, Tk, M], [B, Tk, A]
+  const int64_t* lengths;                  // [B] keys that are real, in [0, Tk]; null = all
+  const T *h0, *c0, *feed0;                // [B, H], [B, H] (LSTM), [B, F] (Luong's order with feed)
+  const T *w_hh, *b_hh, *w_feed;           // [G*H, H], [G*H] or null, [G*H, F] or null
+  const T *w_query, *v;                    // [A, H], [A]; null = dot score
+  const T *w_context, *w_hidden;           // [H, M], [H, H]; null in Bahdanau's order
+  int64_t ld_feed, ld_context, ld_hidden;  // parts of larger matrices
 };
 template <class T>
 struct DecoderForward : DecoderInput<T> {
@@ -45,8 +47,9 @@ struct DecoderBackward : DecoderInput<T> {
 // search keeps `beams` sequences of each batch, all attending to the same memory. `gates` is not read.
 template <class T>
 struct DecoderGenerate : DecoderInput<T> {
-  int64_t E, V, beams;                   // widths of embedding and vocabulary, sequences per batch
-  const T *embedding, *w_input, *b_ih;   // [*, E], [G*H, E], [G*H] or null
+  int64_t E, V, beams;                  // widths of embedding and vocabulary, sequences per batch
+  const T *embedding, *w_input, *b_ih;  // [*, E], [G*H, E], [G*H] or null
+  int64_t ld_input;
   const T *w_vocabulary, *b_vocabulary;  // [V, H], [V] or null
   const int64_t* first;                  // [B] the tokens that enter the first step
   int64_t end;                           // the token that ends a sequence, negative = none

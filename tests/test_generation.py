@@ -107,6 +107,18 @@ def test_greedy_is_the_loop_token_by_token(engine, options, dtype):
     assert (got.weights[0] == 0).all()
 
 
+def test_weights_in_any_layout(engine):
+    decoder, memory, _, state = make({"bias": False}, torch.float32, device=engine)
+    options = {"start": 1, "end": None, "max_length": 4}
+    want = decoder.generate(memory, state, **options)
+    for p in decoder.parameters():  # the matrices by columns, then with rows that do not touch
+        p.data = p.data.t().contiguous().t() if p.ndim == 2 else p.data
+    assert torch.equal(decoder.generate(memory, state, **options).log_probs, want.log_probs)
+    for p in decoder.parameters():
+        p.data = torch.nn.functional.pad(p.data, (0, 3), value=math.nan)[:, :-3] if p.ndim == 2 else p.data
+    assert torch.equal(decoder.generate(memory, state, **options).log_probs, want.log_probs)
+
+
 @pytest.mark.parametrize(("V", "top_k", "temperature"), [(37, None, 1.0), (37, 5, 0.7), (130, 1, 2.0), (3, 9, 1.5)])
 def test_samples_follow_the_counter(engine, V, top_k, temperature):
     decoder, memory, lengths, state = make({}, V=V, device=engine)

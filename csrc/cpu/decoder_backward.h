@@ -24,19 +24,19 @@ PackedDecoderBackward<T> pack_decoder_backward(const DecoderInput<T>& p, Arena& 
     return into;
   };
   // Row k is gate k / Hw, unit k % Hw.
-  const auto gates = [&](const T* w, int64_t N) {
+  const auto gates = [&](const T* w, int64_t ld, int64_t N) {
     return put(w, Cell::kGates * Hw, N,
-               [=](int64_t k) { return k % Hw < s.H ? w + (k / Hw * s.H + k % Hw) * N : nullptr; });
+               [=](int64_t k) { return k % Hw < s.H ? w + (k / Hw * s.H + k % Hw) * ld : nullptr; });
   };
-  const auto plain = [&](const T* w, int64_t K, int64_t N) {
-    return put(w, K, N, [=](int64_t k) { return w + k * N; });
+  const auto plain = [&](const T* w, int64_t ld, int64_t K, int64_t N) {
+    return put(w, K, N, [=](int64_t k) { return w + k * ld; });
   };
   PackedDecoderBackward<T> packed;
-  packed.feed = gates(p.w_feed, s.F);
-  packed.h = gates(p.w_hh, s.H);
-  packed.query = plain(p.w_query, s.A, s.H);
-  packed.context = plain(p.w_context, s.H, s.M);
-  packed.hidden = plain(p.w_hidden, s.H, s.H);
+  packed.feed = gates(p.w_feed, p.ld_feed, s.F);
+  packed.h = gates(p.w_hh, s.H, s.H);
+  packed.query = plain(p.w_query, s.H, s.A, s.H);
+  packed.context = plain(p.w_context, p.ld_context, s.H, s.M);
+  packed.hidden = plain(p.w_hidden, p.ld_hidden, s.H, s.H);
   return packed;
 }
 

@@ -26,14 +26,14 @@ PackedGenerate<T> pack_generate(const DecoderGenerate<T>& p, Arena& arena, const
   T* vocabulary = arena.take<T>(packed_columns_size<T>(H, p.V));
   T* vocabulary_bias = arena.take<T>(round_up(p.V, kColumns));
   if (first) {
-    pack_gates(p.w_input, H, p.E, 0, Panels::G, 1, input);
-    p.b_ih ? pack_gates(p.b_ih, H, 1, 0, Panels::G, 1, bias) : fill_zero(bias, columns);
+    pack_gates(p.w_input, p.ld_input, H, p.E, 0, Panels::G, 1, input);
+    p.b_ih ? pack_gates(p.b_ih, 1, H, 1, 0, Panels::G, 1, bias) : fill_zero(bias, columns);
     copy_or_zero(p.b_vocabulary, p.b_vocabulary ? p.V : 0, vocabulary_bias, round_up(p.V, kColumns));
   }
   if (arena.base) {  // the large one: each member packs the panels that it will use
     const Range own = share(Panels::plain(p.V), team.rank, team.size);
     const int64_t c0 = own.begin * kColumns, c1 = own.end * kColumns < p.V ? own.end * kColumns : p.V;
-    if (c0 < c1) pack_gates(p.w_vocabulary + c0 * H, c1 - c0, H, 0, 1, kMaxTileVecs, vocabulary + c0 * H);
+    if (c0 < c1) pack_gates(p.w_vocabulary + c0 * H, H, c1 - c0, H, 0, 1, kMaxTileVecs, vocabulary + c0 * H);
   }
   return {step, input, bias, vocabulary, vocabulary_bias};
 }

@@ -31,23 +31,23 @@ PackedDecoder<T> pack_decoder(const DecoderInput<T>& p, Arena& arena, const Team
   const int64_t gate_columns = Panels::units(s) * Panels::W * Panels::G;
   int turn = 0;
   const auto mine = [&] { return turn++ % team.size == team.rank && arena.base; };
-  const auto gates = [&](const T* w, int64_t K) {
+  const auto gates = [&](const T* w, int64_t ld, int64_t K) {
     T* into = arena.take<T>(gate_columns * K);
-    if (mine()) w ? pack_gates(w, s.H, K, 0, Panels::G, 1, into) : fill_zero(into, gate_columns * K);
+    if (mine()) w ? pack_gates(w, ld, s.H, K, 0, Panels::G, 1, into) : fill_zero(into, gate_columns * K);
     return into;
   };
-  const auto plain = [&](const T* w, int64_t N, int64_t K) {
+  const auto plain = [&](const T* w, int64_t ld, int64_t N, int64_t K) {
     T* into = arena.take<T>(w ? packed_columns_size<T>(K, N) : 0);
-    if (mine() && w) pack_gates(w, N, K, 0, 1, kMaxTileVecs, into);
+    if (mine() && w) pack_gates(w, ld, N, K, 0, 1, kMaxTileVecs, into);
     return into;
   };
   PackedDecoder<T> packed;
-  packed.feed = gates(p.w_feed, s.F);
-  packed.h = gates(p.w_hh, s.H);
-  packed.bias = gates(p.b_hh, 1);
-  packed.query = plain(p.w_query, s.A, s.H);
-  packed.context = plain(p.w_context, s.H, s.M);
-  packed.hidden = plain(p.w_hidden, s.H, s.H);
+  packed.feed = gates(p.w_feed, p.ld_feed, s.F);
+  packed.h = gates(p.w_hh, s.H, s.H);
+  packed.bias = gates(p.b_hh, 1, 1);
+  packed.query = plain(p.w_query, s.H, s.A, s.H);
+  packed.context = plain(p.w_context, p.ld_context, s.H, s.M);
+  packed.hidden = plain(p.w_hidden, p.ld_hidden, s.H, s.H);
   return packed;
 }
 

@@ -192,10 +192,10 @@ inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a,
   }
 }
 
-// Packs w [gates*H, K] (gates first_gate .. +gates) into panels of NB unit blocks: [panel][k][NB][gates][W], zero
-// beyond H.
+// Packs w [gates*H, K], rows ld apart (gates first_gate .. +gates), into panels of NB unit blocks:
+// [panel][k][NB][gates][W], zero beyond H.
 template <class T>
-void pack_gates(const T* w, int64_t H, int64_t K, int first_gate, int gates, int nb, T* into) {
+void pack_gates(const T* w, int64_t ld, int64_t H, int64_t K, int first_gate, int gates, int nb, T* into) {
   constexpr int64_t W = Vec<T>::kWidth;
   const int64_t panels = ceil_div(H, nb * W), nv = int64_t(nb) * gates;
   for (int64_t p = 0; p < panels; ++p)
@@ -203,11 +203,11 @@ void pack_gates(const T* w, int64_t H, int64_t K, int first_gate, int gates, int
       for (int64_t g = 0; g < gates; ++g) {
         T* dst = into + p * K * nv * W + (b * gates + g) * W;
         const int64_t u0 = (p * nb + b) * W;
-        const T* src = w + ((first_gate + g) * H + u0) * K;
+        const T* src = w + ((first_gate + g) * H + u0) * ld;
         for (int64_t k = 0; k < K; k += W) {
           Vec<T> row[W];
 #pragma GCC unroll 16
-          for (int64_t l = 0; l < W; ++l) row[l] = u0 + l < H ? load_lanes(src + l * K + k, K - k) : Vec<T>(0);
+          for (int64_t l = 0; l < W; ++l) row[l] = u0 + l < H ? load_lanes(src + l * ld + k, K - k) : Vec<T>(0);
           transpose(row);
           for (int64_t l = 0; l < W && k + l < K; ++l) row[l].store(dst + (k + l) * nv * W);
         }

@@ -37,7 +37,7 @@ PackedForward<T> pack_forward(const RnnShape& s, const RnnWeights<T>& w, char* i
     const int first = S::first_gate(stage), gates = S::gates(stage), nb = S::nb(stage);
     const auto put = [&](const T* src, int64_t K, const T* dst) {
       if (src)
-        pack_gates(src, s.H, K, first, gates, nb, const_cast<T*>(dst));
+        pack_gates(src, K, s.H, K, first, gates, nb, const_cast<T*>(dst));
       else
         fill_zero(const_cast<T*>(dst), round_up(s.H, nb * Vec<T>::kWidth) * gates * K);
     };

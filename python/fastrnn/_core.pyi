@@ -137,7 +137,7 @@ def attention_backward(
     dbias: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 
-class Decoder:  # what forward and backward of an attention decoder share; contiguous arrays, see csrc/decoder.h
+class Decoder:  # what forward and backward of an attention decoder share, see csrc/decoder.h
     def __init__(
         self,
         itemsize: int,
@@ -146,6 +146,7 @@ class Decoder:  # what forward and backward of an attention decoder share; conti
         sizes: Sequence[int],  # B, T, Tk, H, M, A, F
         # gates, memory, keys, lengths, h0, c0, feed0, w_hh, b_hh, w_feed, w_query, v, w_context, w_hidden; 0 = absent
         inputs: Sequence[int],
+        distances: Sequence[int],  # of the rows of w_feed, w_context and w_hidden, in elements
     ) -> None: ...
 
 def decoder_record(
@@ -163,7 +164,7 @@ def decoder_backward(
 ) -> None: ...
 def decoder_generate(
     decoder: Decoder,  # without gates
-    sizes: Sequence[int],  # E, V, beams, end (negative = none), top_k (0 = all)
+    sizes: Sequence[int],  # E, V, beams, end (negative = none), top_k (0 = all), distance of the rows of w_input
     temperature: float,  # 0 = the most probable token
     seed: int,
     inputs: Sequence[int],  # embedding, w_input, b_ih, w_vocabulary, b_vocabulary, first

@@ -87,7 +87,13 @@ def additive_gradients(
 # The attention decoder, see cuda/decoder.h; Decoder and decoder_record() as in _core.pyi.
 class Decoder:
     def __init__(
-        self, itemsize: int, cell: str, bahdanau: bool, sizes: Sequence[int], inputs: Sequence[int]
+        self,
+        itemsize: int,
+        cell: str,
+        bahdanau: bool,
+        sizes: Sequence[int],
+        inputs: Sequence[int],
+        distances: Sequence[int],  # not read: everything is contiguous here
     ) -> None: ...
 
 def decoder_record(cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool, /) -> list[int]: ...

@@ -146,7 +146,8 @@ def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
     module = _cuda_kernels.module()
     call, inputs, of_decoder = call_of(arguments, module, max_length)
     cell, bahdanau, *_ = arguments
-    (_, V, beams, *_), (B, _, Tk, H, *_) = sizes, of_decoder
+    (E, V, beams, *_), (B, _, Tk, H, *_) = sizes, of_decoder
+    given = [t if t is None else t.contiguous() for t in given]
     record = record_of(cell, of_decoder, inputs.v is not None, bahdanau).size
     rows, new = B * beams, inputs.memory.new_empty
     totals = new(2, rows)
@@ -159,7 +160,7 @@ def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
     )  # fmt: skip
     for first in range(0, max_length, _LOOK):
         module.decoder_generate(
-            call, *_cuda_kernels.place_of(totals), first, min(first + _LOOK, max_length), sizes, *sampling,
+            call, *_cuda_kernels.place_of(totals), first, min(first + _LOOK, max_length), (*sizes, E), *sampling,
             [*map(address_of, given)], [t.data_ptr() for t in found], [t.data_ptr() for t in scratch],
         )  # fmt: skip
         if first + _LOOK < max_length and done.all():

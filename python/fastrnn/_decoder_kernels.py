@@ -14,13 +14,16 @@ from torch import Tensor
 
 from . import _checks, _core
 from ._decoder_checks import FUNCTION, check_operator, check_tensor, checked_lengths, sizes_of
-from ._memory import address_of, dense
+from ._memory import address_of, dense, rows_in_place
 from .threads import current as current_threads
 
 NAMES = (
     "x", "memory", "keys", "lengths", "h0", "c0", "feed", "weight_hh", "bias_hh", "weight_ih", "query_weight", "v",
     "output_weight", "output_weight",
 )  # fmt: skip
+
+
+_PARTS = ("w_feed", "w_context", "w_hidden")  # columns of weight_ih and output_weight, which CPUs read where they are
 
 
 class Sizes(NamedTuple):
@@ -78,8 +81,17 @@ def call_of(arguments, module: ModuleType = _core, steps: int | None = None) -> 
     if steps is not None:
         sizes = sizes._replace(T=steps)
     given = given._replace(lengths=checked_lengths(given.lengths, sizes.Tk))
-    given = Inputs(*(dense(FUNCTION, name, t) for name, t in zip(NAMES, given)))
-    call = module.Decoder(given.gates.element_size(), cell, bahdanau, list(sizes), [*map(address_of, given)])
+    found, distances = [], []
+    for field, name, t in zip(Inputs._fields, NAMES, given):
+        if field in _PARTS:
+            t, distance = rows_in_place(FUNCTION, name, t) if module is _core else (dense(FUNCTION, name, t), 0)
+            distances.append(distance)
+        else:
+            t = dense(FUNCTION, name, t)
+        found.append(t)
+    given = Inputs(*found)
+    addresses = [*map(address_of, given)]
+    call = module.Decoder(given.gates.element_size(), cell, bahdanau, list(sizes), addresses, distances)
     return call, given, sizes
 
 
@@ -147,6 +159,9 @@ def new_gradients(cell, bahdanau, *rest):
 def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
     """Fills `found`, see generation.py. sizes: E, V, beams, end, top_k; sampling: temperature and seed."""
     call, _owners, _ = call_of(arguments, _core, max_length)
+    embedding, w_input, *rest = given
+    w_input, distance = rows_in_place(FUNCTION, "weight_ih", w_input)
+    given = [embedding, w_input, *rest]
     _core.decoder_generate(
-        call, sizes, *sampling, [*map(address_of, given)], [t.data_ptr() for t in found], current_threads()
+        call, (*sizes, distance), *sampling, [*map(address_of, given)], [t.data_ptr() for t in found], current_threads()
     )

@@ -40,6 +40,17 @@ def in_place(function: str, name: str, t: Tensor | None) -> Tensor | None:
     return aligned(t.resolve_neg())
 
 
+def rows_in_place(function: str, name: str, t: Tensor | None) -> tuple[Tensor | None, int]:
+    """A matrix that may be some columns of another one, and the distance of its rows; (None, 0) for None."""
+    if t is None:
+        return None, 0
+    check_storage(function, name, t)
+    t = aligned(t.resolve_neg())
+    if t.stride(1) != 1 or t.stride(0) < t.shape[1]:
+        t = t.contiguous()
+    return t, t.stride(0)
+
+
 def address_of(t: Tensor | None) -> int:
     """Where the memory is; 0 for None."""
     return 0 if t is None else t.data_ptr()

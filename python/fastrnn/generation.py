@@ -299,9 +299,8 @@ def _run(
     check_user(nothing, memory, weights, cell, order, DecoderWeights._fields)
     with torch.autocast(memory.device.type, enabled=False):
         arguments = prepare(nothing, memory, weights, states, cell, order, keys, lengths, feed)
-    w_input = weights.weight_ih[:, :E].contiguous()
-    given = [embedding, w_input, weights.bias_ih, *map(wide, vocabulary)]
-    given = [None if t is None else t.contiguous() for t in given] + [first]
+    given = [None if t is None else t.contiguous() for t in (embedding, weights.bias_ih, *map(wide, vocabulary))]
+    given = [given[0], weights.weight_ih[:, :E], *given[1:], first]
     rows, integers = B * beams, {"dtype": torch.int64, "device": memory.device}
     found = _Run(
         first.new_full((rows, max_length), 0 if end is None else end),
