@@ -142,7 +142,10 @@ class BackwardRun : protected LayerRun<Cell, E, CudaBackward, true, kSpecial> {
       r[g] = p_.dgr ? widen(as<E>(p_.dgr)[(at * G + g) * p_.H + unit]) : A(0);
     }
     for (int q = 0; q < Cell::kVectors; ++q) vectors[q] = bias_[q * at_.units + own];
-    v.noise.forward(x, r, v.s, vectors, s_new, v.saved);
+    if constexpr (Cell::kExponent > 0)
+      Cell::recompute(x, r, v.s_new[Cell::kExponent], v.saved);
+    else
+      v.noise.forward(x, r, v.s, vectors, s_new, v.saved);
   }
 
   template <int stage>

@@ -52,6 +52,30 @@ class NormBackwardRun : BackwardRun<Cell, E, true> {
           runs(real && k < when.length) {}
   };
   __device__ A vector(int q, int i) const { return bias_[q * at_.units + i % at_.units]; }
+  // As of every cell; what is recomputed is read where this thread will write, in a later exchange of this step.
+  __device__ Kept kept(int i, int64_t k) const {
+    Kept v = Base::kept(i, k);
+    if (!p_.recompute || i >= pairs()) return v;
+    const Unit u(p_, at_, i, k);
+    if (u.runs) recompute(v, u);
+    return v;
+  }
+  __device__ void recompute(Kept& v, const Unit& u) const {
+    const int64_t t = u.when.time(u.k), at = (t * p_.B + u.row) * p_.D + at_.d;
+    const E *deviations = as<E>(p_.deviations) + at * kStates, *shifts = as<E>(p_.b_hh[at_.d]) + u.unit;
+    A x[G], r[G], s_new[kStates];
+    for (int g = 0; g < G; ++g) {
+      x[g] = widen(gate(p_.dgx, u, t, g));
+      const A n = v.saved[Slots::kR + g] = widen(gate(p_.dgr, u, t, g));
+      r[g] = n * vector(g, u.i) + widen(shifts[g * p_.H]);
+    }
+    cell_forward<Cell, A>(x, r, v.s, nullptr, s_new, v.saved);
+    v.saved[Slots::kDeviationR] = widen(deviations[0]);
+    if constexpr (kNormsC) {
+      v.saved[Slots::kC] = widen(as<E>(p_.h_prev)[at * p_.H + u.unit]);
+      v.saved[Slots::kDeviationC] = widen(deviations[1]);
+    }
+  }
   // Adds to the gradient of parameter q of this unit: shifts of r, gains of r, gain and shift of c.
   __device__ void add_to_vector(int q, const Unit& u, A v) const {
     as<A>(p_.dvectors)[((u.row * p_.D + at_.d) * Cell::kVectors + q) * p_.H + u.unit] += v;
@@ -66,10 +90,10 @@ class NormBackwardRun : BackwardRun<Cell, E, true> {
 
   // Through h = o tanh(LN(c)).
   __device__ void output(int64_t e, int64_t k) {
-    Kept ahead = Base::kept(threadIdx.x, k);  // under way while we wait
+    Kept ahead = kept(threadIdx.x, k);  // under way while we wait
     if (e > 0) Base::receive(e);
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-      if (i >= kThreads) ahead = Base::kept(i, k);
+      if (i >= kThreads) ahead = kept(i, k);
       const Unit u(p_, at_, i, k);
       A dn = A(0), n = A(0);
       if (u.runs) dn = output_gradient(e, u, ahead, n);
@@ -93,13 +117,13 @@ class NormBackwardRun : BackwardRun<Cell, E, true> {
 
   // Through the cell, to W x and R h as they are after normalisation.
   __device__ void gates(int64_t e, int64_t k) {
-    Kept ahead = Base::kept(threadIdx.x, k);
+    Kept ahead = kept(threadIdx.x, k);
     if constexpr (kNormsC)
       rows_.template receive<false, 1>(e, signals_);
     else if (e > 0)
       Base::receive(e);
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-      if (i >= kThreads) ahead = Base::kept(i, k);
+      if (i >= kThreads) ahead = kept(i, k);
       const Unit u(p_, at_, i, k);
       A d = A(0), dn = A(0);
       if (u.runs) gate_gradients(e, u, ahead, d, dn);
@@ -136,10 +160,10 @@ class NormBackwardRun : BackwardRun<Cell, E, true> {
 
   // To R h, and through the product to h of the step before.
   __device__ void product(int64_t e, int64_t k) {
-    Kept ahead = Base::kept(threadIdx.x, k);
+    Kept ahead = kept(threadIdx.x, k);
     rows_.template receive<false, G>(e, signals_);
     for (int i = threadIdx.x; i < pairs(); i += kThreads) {
-      if (i >= kThreads) ahead = Base::kept(i, k);
+      if (i >= kThreads) ahead = kept(i, k);
       const Unit u(p_, at_, i, k);
       const int row = i / at_.units;
       for (int g = 0; u.real && g < G; ++g) {

@@ -197,7 +197,7 @@ void rnn_forward(const Layer& layer, const CudaPlan& plan, int device, Address s
 void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address stream, Address dy, int64_t dy_t,
                   int64_t dy_b, const Addresses& dstates_out, Address dc, int64_t dc_t, int64_t dc_b,
                   Address detach_mask, int64_t detach_t, int64_t detach_b, double grad_clip, Address dgx, Address dgr,
-                  Address dvectors, Address h_prev, const Addresses& dstates_in, Address dinitial) {
+                  Address dvectors, Address h_prev, const Addresses& dstates_in, Address dinitial, Address deviations) {
   const OnDevice guard(device);
   check_waits();
   CudaBackward p{};
@@ -217,6 +217,7 @@ void rnn_backward(const Layer& layer, const CudaPlan& plan, int device, Address 
   p.dvectors = at<void>(dvectors);
   p.h_prev = at<void>(h_prev);
   p.dinitial = at<void>(dinitial);
+  p.deviations = at<void>(deviations);
   for (int s = 0; s < 2; ++s) {
     p.dstates_out[s] = at<void>(dstates_out, s);
     p.dstates_in[s] = at<void>(dstates_in, s);

@@ -165,6 +165,8 @@ class ForwardRun : protected LayerRun<Cell, E, CudaForward, false, kSpecial> {
         const int gates = Base::kept_gates();
         for (int q = 0; gates && q < K; ++q) to[q * p_.H] = narrow<E>(saved[q]);
         for (int q = 1; q < kStates; ++q) to[(gates + q - 1) * p_.H] = narrow<E>(s_new[q]);
+        if constexpr (kSpecial && Cell::kExponent > 0)
+          if (!gates) to[(Cell::kExponent - 1) * p_.H] = narrow<E>(Cell::exponentials(saved));
       }
       if (k + 1 < when.length && Base::returns(when, row, k + 1))  // then the next step, and its product, finds this
         for (int q = 0; q < kStates; ++q) state[q * pairs()] = s_new[q] = Base::initial(q, row, unit);

@@ -106,8 +106,9 @@ class NormForwardRun : ForwardRun<Cell, E, true> {
     cell_forward<Cell, A>(in.x, r, s, nullptr, s_new, saved);
     if (p_.reserve) {
       E* to = Base::slot(when.time(k), u.row, u.unit);
-      for (int q = 0; q <= Slots::kDeviationR; ++q) to[q * p_.H] = narrow<E>(saved[q]);
-      for (int q = 1; q < kStates; ++q) to[(K + q - 1) * p_.H] = narrow<E>(s_new[q]);
+      const int gates = Base::kept_gates();
+      for (int q = 0; gates && q <= Slots::kDeviationR; ++q) to[q * p_.H] = narrow<E>(saved[q]);
+      for (int q = 1; q < kStates; ++q) to[(gates + q - 1) * p_.H] = narrow<E>(s_new[q]);
     }
     if constexpr (kNormsC) {
       state_[pairs() + i] = s_new[1];
@@ -133,7 +134,7 @@ class NormForwardRun : ForwardRun<Cell, E, true> {
       const int row = i / at_.units;
       const A n = (state_[pairs() + i] - rows_.mean(row)) * rows_.other(row);
       const A *gain = bias_ + 2 * G * at_.units + i % at_.units, *shift = gain + at_.units;
-      if (p_.reserve) {
+      if (p_.reserve && Base::kept_gates()) {
         E* to = Base::slot(when.time(k), u.row, u.unit);
         to[Slots::kC * p_.H] = narrow<E>(n);
         to[Slots::kDeviationC * p_.H] = narrow<E>(rows_.other(row));

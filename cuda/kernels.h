@@ -28,6 +28,6 @@ enum CudaType { kFloat32, kFloat64, kBfloat16, kFloat16, kNumCudaTypes };
 // these alone, also know regularisers, gradients of c of every step and gates that are recomputed.
 extern const CudaKernels kKernelsFloat32[], kKernelsFloat64[], kKernelsBfloat16[], kKernelsFloat16[];
 extern const CudaKernels kSpecialFloat32[], kSpecialFloat64[], kSpecialBfloat16[], kSpecialFloat16[];
-// In the order of FASTRNN_FOR_EACH_NORMALISED_CELL; they know all of that but gates that are recomputed.
+// In the order of FASTRNN_FOR_EACH_NORMALISED_CELL; they know all of that.
 extern const CudaKernels kNormFloat32[], kNormFloat64[], kNormBfloat16[], kNormFloat16[];
 }  // namespace fastrnn

@@ -266,7 +266,8 @@ class LayerRun {
   __device__ int pairs() const { return at_.rows * at_.units; }
   __device__ bool stepwise() const { return p_.geometry.schedule == kStepwise; }
 
-  // Of the reserve, a position: the gates unless recomputed, the states beyond h, with zoneout of c those before it.
+  // Of the reserve, a position: the gates unless recomputed, the states beyond h (of an exponent with recomputed gates
+  // what they cannot do without), with zoneout of c those before it.
   __device__ int slots() const { return reserve_slots(kept_gates(), kStates) + (keeps_raw() ? kStates - 1 : 0); }
   __device__ int kept_gates() const { return kSpecial && p_.recompute ? 0 : K; }
   __device__ bool keeps_raw() const { return kSpecial && kStates > 1 && p_.zoneout.rate[1] > 0; }

@@ -41,7 +41,8 @@ struct CudaLayer {
   int64_t y_stride_t, y_stride_b;
   void* reserve;    // [D, T, B, slots, H], see LayerRun::slots(); null = inference
   bool recompute;   // the reserve has no gates: on entry of backward dgx has W x + b_ih and dgr R h + b_hh (without
-                    // dgr: dgx has their sum)
+                    // dgr: dgx has their sum); of a normalised cell dgx has LN(W x), and dgr R h and h_prev c, both
+                    // normalised without gain and shift
   void* workspace;  // see workspace_bytes()
   uint32_t* error;  // set to 1 when a wait ran out of time
   uint64_t wait_limit_ns;  // of one wait; 0 makes every wait fail
@@ -77,8 +78,9 @@ struct CudaBackward : CudaLayer {
   // [T, B, D*V*H] parts of the gradient of the cell's vectors; null without. Of a normalised cell [B, D*V*H] sums over
   // the steps, of their type, zero on entry: of the shifts of R h, its gains, gain and shift of c.
   void* dvectors;
-  void* h_prev;         // [T, B, D*H] the h that entered each step; zero beyond the lengths
-  void* dstates_in[2];  // null = not wanted
+  void* h_prev;            // [T, B, D*H] the h that entered each step; zero beyond the lengths
+  void* dstates_in[2];     // null = not wanted
+  const void* deviations;  // [T, B, D, S] 1/deviation of R h and, behind it, of c: of a normalised cell to recompute
   // [D, B, S, H] of the type of sums, zero on entry: what the steps that were reset to the initial state owe it. Null
   // unless reset_to_initial.
   void* dinitial;

@@ -10,6 +10,7 @@ struct CellDefaults {
   static constexpr bool kSharedGateGrad = true;  // dx == dr
   static constexpr bool kProduct = true;         // there is a recurrent matrix; else r is the bias, see indrnn.h
   static constexpr bool kNormalised = false;     // x and r are layer-normalised, see lstm_norm.h
+  static constexpr int kExponent = 0;            // the state in whose place exponentials() is kept, see slstm.h
   // forward() and backward() take, last, a factor of the candidate (g of an LSTM, n of a GRU), see CandidateDropout.
   static constexpr bool kDropsCandidate = false;
 };

@@ -25,6 +25,9 @@ FASTRNN_HD double step(double x) { return x > 0.0 ? 1.0 : 0.0; }
 // yes where x > 0, else no.
 FASTRNN_HD float where_positive(float x, float yes, float no) { return x > 0.f ? yes : no; }
 FASTRNN_HD double where_positive(double x, double yes, double no) { return x > 0.0 ? yes : no; }
+// |x| with the sign of y, also of -0. For cells on CUDA alone.
+FASTRNN_HD float copysign(float x, float y) { return ::copysignf(x, y); }
+FASTRNN_HD double copysign(double x, double y) { return ::copysign(x, y); }
 // log(1 + x) of x in [0, 1].
 FASTRNN_HD float log1p_unit(float x) { return ::log1pf(x); }
 FASTRNN_HD double log1p_unit(double x) { return ::log1p(x); }

@@ -31,6 +31,7 @@ struct GatedSlstmCell : CellDefaults {
   static constexpr int kGates = 4;   // i f z o
   static constexpr int kStates = 4;  // h c n m
   static constexpr int kSaved = 5;   // i f z o after activation; derivative of log f, negative where m' = a
+  static constexpr int kExponent = 3;
   // Bound of b - a where n = 0: f, which then multiplies zeros but also the gradients of c and n, stays finite in half.
   static constexpr double kLargest = 11;
 
@@ -51,6 +52,24 @@ struct GatedSlstmCell : CellDefaults {
     saved[2] = z;
     saved[3] = o;
     saved[4] = where_positive(by, slope, -slope);
+  }
+  // Gates computed again from a rounded m would be wrong by a factor, and backward reads m nowhere else: in its place
+  // is kept that of i and f which is not 1; f with a minus sign, also of zero.
+  template <class V>
+  FASTRNN_HD static V exponentials(const V* saved) {
+    return where_positive(copysign(V(1), saved[4]), saved[0], -saved[1]);
+  }
+  // What forward() saves, from that.
+  template <class V>
+  FASTRNN_HD static void recompute(const V* x, const V* r, V kept, V* saved) {
+    V log_f, slope;
+    Forget::apply(x[1] + r[1], &log_f, &slope);
+    const V sign = copysign(V(1), kept);
+    saved[0] = where_positive(sign, kept, V(1));
+    saved[1] = where_positive(sign, V(1), -kept);
+    saved[2] = tanh(x[2] + r[2]);
+    saved[3] = sigmoid(x[3] + r[3]);
+    saved[4] = copysign(slope, kept);
   }
   template <class V>
   FASTRNN_HD static void backward(const V* saved, const V* s, const V* s_new, const V* ds_new, V* dx, V* dr, V* ds) {

@@ -210,13 +210,13 @@ class Recurrence:
         y: Tensor,
         reserve: Tensor,
         dcs: Tensor | None,
-        gates: Callable[[Tensor, Tensor], None] | None = None,
+        gates: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None = None,
         backprop: Backprop | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         """Gradients of gx and of its recurrent counterpart [T, B, D*G*H], what each step's product read of h [T, B,
         D*H], the parts of the gradient of the cell's vectors [T, B, D*V*H] (None without; of a normalised cell [B,
         D*V*H], see _cuda_norm.py), and the gradients of the initial states [D, B, H]; above: those of the last states;
-        dcs: of c of every step; gates(dgx, dgr) fills them with what the kernel recomputes the gates from."""
+        dcs: of c of every step; gates(dgx, dgr, h_prev) fills them with what the kernel recomputes the gates from."""
         T, B, I, H, D = self.shape
         dgx = self.x.new_empty(T, B, D * self.weights[0].shape[0])
         shared = module().CELLS[self.cell]["shared_gate_grad"]
@@ -232,8 +232,7 @@ class Recurrence:
         dstates = [self.x.new_empty(D, B, width) for width in self._widths(states)]
         dinitial = self.x.new_zeros(D, B, CELLS[self.cell][1], H, dtype=wide) if self.to_initial else None
         if B:
-            if gates is not None:
-                gates(dgx, dgr)
+            deviations = None if gates is None else gates(dgx, dgr, h_prev)
             f = function_of(self.cell)
             plan, device, stream = self._plan(True)
             layer, _workspace = self._layer(plan, states, y, reserve)
@@ -248,7 +247,7 @@ class Recurrence:
                 [address_of(d) for d in above], address_of(dcs), *_strides(dcs, self.batch_first),
                 address_of(detach_mask), *_strides(detach_mask, self.batch_first), clip, dgx.data_ptr(),
                 0 if shared else dgr.data_ptr(), address_of(dvectors), h_prev.data_ptr(), [d.data_ptr() for d in dstates],
-                address_of(dinitial),
+                address_of(dinitial), address_of(deviations),
             )  # fmt: skip
         return dgx, dgr, h_prev, dvectors, dstates
 
@@ -268,11 +267,8 @@ def _refuse(cell: str, P: int, noise: Noise | None, backprop: Backprop | None, r
         raise NotImplementedError(  # the gradient of W_hh W_hr does not say which part of it stops before W_hr
             f"{f}: detach_mask with a projection is not implemented on cuda, expected None"
         )
-    many = CELLS[cell][1] > 2
-    if backprop is not None and backprop.checkpoint_every and (P or has["late_gates"] or cell in NORMALISED or many):
-        what = "with a projection" if P else "of reset_after=False" if has["late_gates"] else "with layer_norm"
-        what = f"of {cell}" if many else what
-        raise NotImplementedError(f"{f}: checkpoint_every {what} is not implemented on cuda, expected 0")
+    if backprop is not None and backprop.checkpoint_every and has["late_gates"]:
+        raise NotImplementedError(f"{f}: checkpoint_every of reset_after=False is not implemented on cuda, expected 0")
 
 
 @without_autocast
@@ -354,17 +350,18 @@ def backward(
     timed = x.transpose(0, 1) if batch_first else x
     f, above = function_of(cell), [dh, dc][: len(states)]
     y, reserve = dense(f, "y", y), dense(f, "reserve", reserve)
+    gates = None
+    if again:
+        seen = timed, states[0], y.transpose(0, 1) if batch_first else y, recurrence.rows(), ways, noise
+        gates = (
+            partial(_cuda_norm.project_again, reserve, *seen) if cell in NORMALISED else partial(project_again, *seen)
+        )
     if P:
-        found = _cuda_projected.backward(recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs, backprop)
+        found = _cuda_projected.backward(
+            recurrence, x, y, reserve, dy, above, states, ways, wanted, dcs, backprop, gates
+        )
     else:
-        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(
-            dy, above, states, y, reserve, dcs,
-            partial(
-                project_again, timed, states[0], y.transpose(0, 1) if batch_first else y,
-                recurrence.rows(), ways, noise,
-            ) if again else None,
-            backprop,
-        )  # fmt: skip
+        dgx, dgr, h_prev, dvectors, dstates = recurrence.backward(dy, above, states, y, reserve, dcs, gates, backprop)
         sums = ()
         if cell in NORMALISED:
             dgx, sums = _cuda_norm.gradients(timed, ways, recurrence.lengths, dgx, dgr, h_prev, dvectors)

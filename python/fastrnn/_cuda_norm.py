@@ -14,6 +14,8 @@ from torch.nn.functional import layer_norm
 
 from . import _cuda_products as products
 from ._cuda_products import Direction
+from ._cuda_projection import Rows
+from ._noise import Noise
 
 _EPS = 1e-5  # as csrc/cells/cell.h
 
@@ -23,6 +25,38 @@ def normalised_input(x: Tensor, ways: Sequence[Direction]) -> Tensor:
     raw = _projected(x, ways)
     found = [layer_norm(own, way.b_ih.shape, _gain(way), way.b_ih, _EPS) for way, own in zip(ways, raw)]
     return (found[0] if len(found) == 1 else torch.cat(found, 1)).unflatten(0, x.shape[:2])
+
+
+def project_again(
+    reserve: Tensor,
+    x: Tensor,
+    h0: Tensor | None,
+    y: Tensor,
+    rows: Rows,
+    ways: Sequence[Direction],
+    noise: Noise | None,
+    dgx: Tensor,
+    dgr: Tensor,
+    h_prev: Tensor,
+) -> Tensor:
+    """As _cuda_products.project_again(): LN(W_ih x) into dgx; normalised without gain and shift, R h into dgr and c of
+    every step, with which the reserve begins, into h_prev; returns the 1/deviations of both, [T, B, D, S]."""
+    products.project_again(x, h0, y, rows, [way._replace(b_ih=None, b_hh=None) for way in ways], noise, dgx, dgr)
+    D, T, B, slots, H = reserve.shape
+    deviations = dgx.new_empty(T, B, D, 2 if slots else 1)
+    c = reserve.view(-1)[: D * T * B * H].view(D, T, B, H) if slots else None
+    for d, (way, of_x, of_h) in enumerate(zip(ways, dgx.chunk(D, dim=-1), dgr.chunk(D, dim=-1))):
+        of_x.copy_(layer_norm(of_x, way.b_ih.shape, _gain(way), way.b_ih, _EPS))
+        _normalise(of_h, of_h, deviations[:, :, d, :1])
+        if c is not None:
+            _normalise(c[d], h_prev.chunk(D, dim=-1)[d], deviations[:, :, d, 1:])
+    return deviations
+
+
+def _normalise(v: Tensor, into: Tensor, deviation: Tensor) -> None:
+    n, _, rstd = torch.native_layer_norm(v, v.shape[-1:], None, None, _EPS)
+    into.copy_(n)
+    deviation.copy_(rstd)
 
 
 def gradients(

@@ -56,9 +56,11 @@ def project_again(
     noise: Noise | None,
     dgx: Tensor,
     dgr: Tensor,
+    h_prev: Tensor | None = None,
 ) -> None:
     """What the gates of all steps are made of, as the forward loop had it step by step: W_ih x + b_ih into dgx, and R h
-    + b_hh into dgr, or added to dgx if that is the same. x [T, B, I], y [T, B, D*H]."""
+    + b_hh into dgr, or added to dgx if that is the same. x [T, B, I], y [T, B, D*H], with a projection D*P; h_prev is
+    not needed (see _cuda_norm.py)."""
     project_input(x, ways, dgx)
     for d, own in enumerate(y.chunk(len(ways), dim=-1)):
         way, (w, b) = dgr.flatten(0, 1).chunk(len(ways), dim=1)[d], ways[d][1:4:2]

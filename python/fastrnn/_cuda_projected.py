@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +69,7 @@ def backward(
     wanted: Sequence[bool],
     dcs: Tensor | None,
     backprop: Backprop | None,
+    gates: Callable[[Tensor, Tensor, Tensor], Tensor | None] | None,
 ) -> list[Tensor]:
     """All gradients of a layer with projection; the formulas are in _cuda_projection.py."""
     (T, _, _, H, D), batch_first = recurrence.shape, recurrence.batch_first
@@ -82,7 +83,7 @@ def backward(
     dm = dm.transpose(0, 1) if batch_first else dm
     above = [None, above[1]]
     dgx, dgr, m_prev, dvectors, (_, dc0) = recurrence.backward(
-        dm, above, [None, states[1]], m, kept, dcs, backprop=backprop
+        dm, above, [None, states[1]], m, kept, dcs, gates, backprop
     )
     firsts = [projection.gradient_at_starts(g, rows, d) for d, g in enumerate(dgr.chunk(D, dim=-1))]
     dh0 = [projection.gradient_of_h0(firsts[d], ways[d].w_hh, dh[d], rows, T) for d in range(D)]

@@ -140,7 +140,8 @@ def check_backprop(function: str, cell: str, x: Tensor, options: Backprop, keeps
     """Raises unless the options of backward suit x, the cell and what else the caller wants: keeps is "",
     "return_states" or "return_gates"."""
     on_cuda = isinstance(x, Tensor) and _backends.kernels_of(x) is not _backends._kernels
-    if options.checkpoint_every and (keeps == "return_gates" or (keeps and not on_cuda)):
+    has_states = on_cuda and keeps == "return_states" and CELLS[cell][1] <= 2  # of an sLSTM without m
+    if options.checkpoint_every and keeps and not has_states:
         raise ValueError(
             f"{function}: {keeps} is True with checkpoint_every={options.checkpoint_every}, expected one of the two: "
             "what every step computed is what checkpoints do not keep"

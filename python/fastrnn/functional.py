@@ -106,7 +106,7 @@ def lstm(
             of the last layer's output (Gal & Ghahramani 2016), if `training`.
         seed: of all these: the same seed gives the same result on any backend; None draws one from torch's generator.
         checkpoint_every: forward keeps the states of every checkpoint_every-th step only, and backward computes the
-            rest again, with the same bits; 0 keeps everything.
+            rest again, on CPUs with the same bits; 0 keeps everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013); 0 for none.
         detach_mask: bool, shaped like reset_mask, true where the state is kept and its gradient is cut.
         return_states, return_gates: True to return the states of every step as well, and the gates, as fastrnn.nn.LSTM

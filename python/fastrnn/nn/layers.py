@@ -50,7 +50,8 @@ class LSTM(Recurrent):
         input_dropout, output_dropout: probability of dropping a unit, for the whole sequence, of each layer's input and
             of the last layer's output, in training (Gal & Ghahramani 2016).
         checkpoint_every: for training on long sequences in little memory: forward keeps the states of every
-            checkpoint_every-th step only, and backward computes the rest again, with the same bits; 0 keeps everything.
+            checkpoint_every-th step only, and backward computes the rest again, on CPUs with the same bits; 0 keeps
+            everything.
         grad_clip: bound of the gradients of W x + b_ih and of R h + b_hh at every step (Graves 2013, arXiv 1308.0850);
             0 for none.
         learn_initial_state: True for parameters initial_h [L*D, 1, P or H] and initial_c [L*D, 1, H], zero at first,
