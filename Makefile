@@ -61,8 +61,10 @@ $(VENV)/.ready-%: $(VENV)/.build-tools $(SOURCES)
 demo: $(VENV)/.ready-demo
 	$(PY) -m fastrnn demo $(ARGS)
 
+# One process for each CPU, as far as that pays; ARGS=-n0 for one alone, as a debugger needs it. Their OpenMP threads
+# would take each other's time if they waited by spinning.
 test: $(VENV)/.ready-test
-	$(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.ready-bench
 	$(PY) -m fastrnn bench $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import random
@@ -31,12 +32,16 @@ def cuda_host():
     configure += [f"-DFASTRNN_SANITIZE={sanitize}"] + (
         ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     )
-    done = subprocess.run(configure, env=environment, capture_output=True, text=True)
-    if "CUDA_INCLUDE_DIR" in done.stderr:
-        pytest.skip("the headers of a CUDA toolkit are needed to build its emulation")
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([cmake, "--build", build, "--parallel", "2"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    build.mkdir(parents=True, exist_ok=True)
+    with open(build / "tests.lock", "w") as lock:  # tests in several processes share the build
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(configure, env=environment, capture_output=True, text=True)
+        if "CUDA_INCLUDE_DIR" in done.stderr:
+            pytest.skip("the headers of a CUDA toolkit are needed to build its emulation")
+        assert done.returncode == 0, done.stderr
+        command = [cmake, "--build", build, "--parallel", "2"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
     path = build / f"_cuda_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     spec = importlib.util.spec_from_file_location("_cuda_host", path)
     module = importlib.util.module_from_spec(spec)
