@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,6 +19,10 @@ FOUR_STATES = Case(3, 2, 1, 2, D=2, ragged=True, reset=0.3)  # these have more t
 CHECKED = [(cell, FOUR_STATES if ops.CELLS[cell][1] > 2 else SMALL) for cell in CELLS]
 CHECKED += [(cell, SMALL_PROJECTED) for cell in WITH_C]
 IDS = [f"{cell}-{case}" for cell, case in CHECKED]
+# Second derivatives are the oracle's, whatever the sizes: the larger ones once for one state and once for two. Those of
+# norms take by far the longest.
+TWICE = [(cell, FOUR_STATES if case is SMALL and cell not in ("lstm", "gru") else case) for cell, case in CHECKED]
+TWICE = [(cell, replace(case, T=2, D=1) if cell.endswith("_norm") else case) for cell, case in TWICE]
 
 
 def flat(i: cases.Inputs, layer=ops.rnn_layer):
@@ -48,7 +54,7 @@ def test_gradcheck(cell, case):
     assert torch.autograd.gradcheck(*flat(cases.make(cell, case, torch.float64)))
 
 
-@pytest.mark.parametrize(("cell", "case"), CHECKED, ids=IDS)
+@pytest.mark.parametrize(("cell", "case"), TWICE, ids=[f"{cell}-{case}" for cell, case in TWICE])
 def test_gradgradcheck(cell, case):
     assert torch.autograd.gradgradcheck(*flat(cases.make(cell, case, torch.float64)), atol=1e-4)
 
