@@ -14,13 +14,13 @@ class BackwardRun {
   using V = Vec<T>;
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
-  // Columns of a row of gradients: gates, the cell's vectors, and of a normalised cell the gates before normalisation
-  // is undone, whose sum is the gradient of the shift b_hh.
-  static constexpr int kColumns = G + Cell::kVectors + (Cell::kNormalised ? G : 0);
+  // Columns of a row of dr: gates, then the cell's vectors; of a normalised cell what enters the normalisations of c
+  // and of R h, kRaw on. Of dx: gates, then what enters the normalisation of W x.
+  static constexpr int kRaw = G + kExtra;
+  static constexpr int kColumns = G + (Cell::kNormalised ? kExtra + G : Cell::kVectors);
+  static constexpr int kColumnsX = Cell::kSharedGateGrad ? kColumns : Cell::kNormalised ? 2 * G : G;
   static constexpr int kNorm = norm_slot<Cell>(0), kNormX = norm_slot<Cell>(1), kNormC = norm_slot<Cell>(2);
   static constexpr int kGainX = Cell::kVectors - G;
-  static constexpr int kInputColumns = Cell::kNormalised ? 3 * G : G;  // see undo_input_norm()
-  static_assert(kInputColumns <= kColumns, "a row of dx has as many columns as one of dr");
   static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
 
   struct Row {  // pointers of one row at the current step
@@ -28,7 +28,7 @@ class BackwardRun {
     const T* dc;             // [kExtra * H] gradient of c from above, null for none
     const T *dh_in, *dc_in;  // carried state gradient entering from step k+1; zeros where a segment ends
     T *dh_out, *dc_out;      // carried on to step k-1
-    T *dx, *dr;              // [kColumns*Hp] gate gradients of this step
+    T *dx, *dr;              // [kColumnsX*Hp], [kColumns*Hp] gate gradients of this step
     T* dh_projected;         // [out()] gradient of the projected h
     const T *c_raw, *mask;   // c before zoneout; factors of h in the product; null without
     ZoneoutRow<T, kZoned<Cell>> zoneout;
@@ -46,7 +46,8 @@ class BackwardRun {
         recompute_(recompute),
         team_(team),
         Hp_(p.shape.hidden_padded()),
-        ld_(kColumns * p.shape.hidden_padded() + 16) {
+        ld_(kColumns * p.shape.hidden_padded() + 16),
+        ld_x_(kColumnsX * p.shape.hidden_padded() + 16) {
     bytes_ = lay_out(scratch, team, [&](Arena& a) { take_shared(a); }, [&](Arena& a) { take_own(a); });
   }
   int64_t bytes() const { return bytes_; }
@@ -85,7 +86,7 @@ class BackwardRun {
  private:
   void take_shared(Arena& arena) {
     const int64_t rows = plan_.chunk_steps * s_.B;
-    dx_ = arena.take<T>(rows * ld_);
+    dx_ = arena.take<T>(rows * ld_x_);
     dr_ = Cell::kSharedGateGrad ? dx_ : arena.take<T>(rows * ld_);
     boundary_ = arena.take<T>(s_.B * ld_);
     dh_ = arena.take<T>(s_.B * (Hp_ > s_.out() ? Hp_ : s_.out()));
@@ -103,8 +104,8 @@ class BackwardRun {
     dn_ = arena.take<T>(Cell::kNormalised ? s_.B * Hp_ : 0);
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
-    bx_ = arena.take<double>(kInputColumns * Hp_);
-    bh_ = arena.take<double>(kColumns * Hp_);
+    bx_ = arena.take<double>(2 * G * Hp_);
+    bh_ = arena.take<double>((2 * G + Cell::kVectors) * Hp_);
     if (!p_.segment_steps) return;
     static_cast<RnnInput<T>&>(forward_) = p_;
     forward_.y = const_cast<T*>(p_.y);
@@ -202,8 +203,8 @@ class BackwardRun {
     clear(wx_, s_.I * G * Hp_);
     clear(wh_, (s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     clear(wr_, s_.P * Hp_);
-    clear(bx_, kInputColumns * Hp_);
-    clear(bh_, kColumns * Hp_);
+    clear(bx_, 2 * G * Hp_);
+    clear(bh_, (2 * G + Cell::kVectors) * Hp_);
     clear_padding();
     team_.sync();
   }
@@ -224,11 +225,10 @@ class BackwardRun {
   void clear_padding() {
     const int64_t written = round_up(s_.H, W);
     if (written == Hp_ || team_.rank != 0) return;
-    for (int64_t r = 0; r < plan_.chunk_steps * s_.B; ++r)
-      for (int g = 0; g < kColumns; ++g) {
-        fill_zero(dx_ + r * ld_ + g * Hp_ + written, Hp_ - written);
-        fill_zero(dr_ + r * ld_ + g * Hp_ + written, Hp_ - written);
-      }
+    for (int64_t r = 0; r < plan_.chunk_steps * s_.B; ++r) {
+      for (int g = 0; g < kColumnsX; ++g) fill_zero(dx_ + r * ld_x_ + g * Hp_ + written, Hp_ - written);
+      for (int g = 0; g < kColumns; ++g) fill_zero(dr_ + r * ld_ + g * Hp_ + written, Hp_ - written);
+    }
   }
 
   // Gate gradients of step k+1.
@@ -254,7 +254,7 @@ class BackwardRun {
       row.dc_out = dc_ + o * kExtra * Hp_;
       row.dh_in = cut || (s_.P && !last) ? zeros_ : row.dh_out;
       row.dc_in = cut ? zeros_ : row.dc_out;
-      row.dx = dx_ + chunk_row(o, k) * ld_;
+      row.dx = dx_ + chunk_row(o, k) * ld_x_;
       row.dr = dr_ + chunk_row(o, k) * ld_;
       row.c_raw = p_.zoneout.rate[1] > 0 ? row.saved + (K + kExtra + (s_.P > 0)) * Hp_ : nullptr;
       if (zoned_) row.zoneout.at(p_.zoneout, d_, t, b);
@@ -342,7 +342,7 @@ class BackwardRun {
         const T* saved = reserve_at(all_, i, k);
         x_list_[n_] = p_.x + t * p_.x_stride_t + b * p_.x_stride_b;
         h_list_[n_] = p_.h_mask ? masked_ + at * s_.out() : h_before(all_, i, k);
-        dx_list_[n_] = dx_ + at * ld_;
+        dx_list_[n_] = dx_ + at * ld_x_;
         dr_list_[n_] = dr_ + at * ld_;
         kept_list_[n_] = saved;
         u_list_[n_] = saved + (K - 1) * Hp_;
@@ -372,7 +372,9 @@ class BackwardRun {
 
   Range own_vectors(int64_t first, int64_t last, bool mirrored) const;
   void weight_gradients();
-  void sum_rows(const T* const* rows, Range vectors, double* out);
+  void bias_gradients();
+  void sum_rows(const T* const* rows, int64_t from, const T* const* factors, int64_t factor, int64_t columns,
+                double* out);
 
   // The next chunk (earlier in time) needs the gate gradients of this chunk's first step.
   void keep_boundary() {
@@ -423,7 +425,7 @@ class BackwardRun {
   const Plan plan_;
   const Recompute<T>& recompute_;
   const Team team_;
-  const int64_t Hp_, ld_;  // ld_: row stride of gate gradients; the extra 16 keeps rows out of one cache set
+  const int64_t Hp_, ld_, ld_x_;  // ld: row strides of dr and dx; the extra 16 keeps rows out of one cache set
   const bool zoned_ = p_.zoneout.any(), drops_ = p_.candidate_dropout.rate > 0;
   const bool special_ = zoned_ || drops_ || p_.h_mask || p_.dc || p_.grad_clip > 0;
   int64_t bytes_, ld_projected_, k0_, k1_, n_;
@@ -433,12 +435,12 @@ class BackwardRun {
   Rows all_, rows_;
   Row* row_;
   const T** a_;
-  T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld_]
+  T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld]
   T *dh_, *dc_, *c0_, *zeros_;
   T *c_initial_, *dr_initial_, *dh_initial_, *dc_initial_;  // where resets return to the initial state, see rnn_reset.h
   T *wx_, *wh_, *wr_;                                       // sums of the weight gradients
-  T* dn_;  // of a normalised cell with c: gradients of LN(c) times its gain
-  double *bx_, *bh_;
+  T* dn_;             // of a normalised cell with c: gradients of LN(c) times its gain
+  double *bx_, *bh_;  // sums of the gradients of b_ih, then of the gains of x; of b_hh and the vectors
   const T **x_list_, **h_list_, **kept_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;
   Range hidden_, output_;  // panels of the serial products

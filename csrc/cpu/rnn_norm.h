@@ -128,7 +128,7 @@ void BackwardRun<Cell, T>::undo_norms(int64_t running) {
   step_barrier();
   for (int64_t i = 0; i < running; ++i) {
     const Row& row = row_[i];
-    const T *da = row.dr + (G + Cell::kVectors) * Hp_, *n = row.saved + kNorm * Hp_;
+    const T *da = row.dr + kRaw * Hp_, *n = row.saved + kNorm * Hp_;
     const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
       return std::make_pair(V::load(da + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
     });
@@ -136,14 +136,13 @@ void BackwardRun<Cell, T>::undo_norms(int64_t running) {
       const V rstd = V::load(row.saved + (kNorm + G) * Hp_ + u);
       for (int g = 0; g < G; ++g) {
         const V d = V::load(da + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
-        (d * at).store(row.dr + (G + g) * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(row.dr + g * Hp_ + u);
       }
     }
   }
 }
-// Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates get what the gains and the bias
-// need.
+// Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates keep the former, for the gains
+// and the bias.
 template <class Cell, class T>
 void BackwardRun<Cell, T>::undo_input_norm() {
   const T* gains = w_.vectors + kGainX * Hp_;
@@ -156,22 +155,20 @@ void BackwardRun<Cell, T>::undo_input_norm() {
     for (int g = 0; g < G; ++g)
       for (int64_t u = 0; u < s_.H; u += W) {
         const V d = V::load(dx + g * Hp_ + u), at = V::load(n + g * Hp_ + u), rstd = V::load(n + G * Hp_ + u);
-        (d * at).store(dx + (G + g) * Hp_ + u);
-        d.store(dx + (2 * G + g) * Hp_ + u);
+        d.store(dx + (G + g) * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(dx + g * Hp_ + u);
       }
   }
 }
 
-// The gradients of the output gate and of LN(c), and of its gain and shift.
+// The gradients of the output gate and of LN(c).
 template <class Cell, class T>
 void BackwardRun<Cell, T>::output_gradient(const Row& row, int64_t i, int64_t u, V dh) {
   const V o = V::load(row.saved + Cell::kOutputGate * Hp_ + u), n = V::load(row.saved + kNormC * Hp_ + u);
   const V gain = V::load(w_.vectors + G * Hp_ + u), shift = V::load(w_.vectors + (G + 1) * Hp_ + u);
   V d;
   Cell::backward_output(o, n * gain + shift, dh, &d).store(row.dx + Cell::kOutputGate * Hp_ + u);
-  (d * n).store(row.dr + (G + G) * Hp_ + u);
-  d.store(row.dr + (G + G + 1) * Hp_ + u);
+  d.store(row.dr + G * Hp_ + u);
   (d * gain).store(dn_of(i) + u);
 }
 // The other gates, from the gradient of c.
@@ -185,7 +182,7 @@ void BackwardRun<Cell, T>::gates_from_c(const Row& row, int64_t u, V dc) {
   cell_backward<Cell>(saved, s, static_cast<const V*>(nullptr), s_new, ds_new, dx, dr, ds);
   for (int g = 0; g < G; ++g) {
     if (g != Cell::kOutputGate) dx[g].store(row.dx + g * Hp_ + u);
-    V::load(row.dx + g * Hp_ + u).store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
+    V::load(row.dx + g * Hp_ + u).store(row.dr + (kRaw + g) * Hp_ + u);
   }
   if (!s_.P) V(0).store(row.dh_out + u);
   ds[1].store(row.dc_out + u);

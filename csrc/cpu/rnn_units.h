@@ -106,7 +106,7 @@ void BackwardRun<Cell, T>::units(const Row& row, int64_t u, int64_t lanes, V dh)
   for (int g = 0; g < G; ++g) {
     dx[g].store(row.dx + g * Hp_ + u);
     if (Cell::kNormalised)
-      dr[g].store(row.dr + (G + Cell::kVectors + g) * Hp_ + u);
+      dr[g].store(row.dr + (kRaw + g) * Hp_ + u);
     else if (!Cell::kSharedGateGrad)
       dr[g].store(row.dr + g * Hp_ + u);
   }

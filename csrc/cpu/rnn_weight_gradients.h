@@ -29,23 +29,46 @@ void BackwardRun<Cell, T>::weight_gradients() {
     if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
   }
   if (g.w_hr) outer(s_.P, dp_list_, m_list_, own_vectors(0, Hp_ / W, false), wr_, Hp_);
-  const Range own = share(all, team_.rank, team_.size), own_x = share(kInputColumns * Hp_ / W, team_.rank, team_.size);
-  if (g.b_ih || (g.b_hh && (Cell::kSharedGateGrad || Cell::kNormalised))) sum_rows(dx_list_, own_x, bx_);
-  if (g.b_hh && !Cell::kSharedGateGrad && !Cell::kNormalised) sum_rows(dr_list_, own, bh_);
-  if (g.b_hh && Cell::kVectors) {
-    const Range vectors = share((kColumns - G) * Hp_ / W, team_.rank, team_.size);
-    sum_rows(dr_list_, {all + vectors.begin, all + vectors.end}, bh_);
+  bias_gradients();
+}
+
+// bx_: of b_ih, then of the gains of x. bh_: of the recurrent biases or, of a normalised cell, nothing; of the vectors;
+// of a normalised cell's shifts.
+template <class Cell, class T>
+void BackwardRun<Cell, T>::bias_gradients() {
+  const RnnGrads<T>& g = p_.grads[d_];
+  if constexpr (Cell::kNormalised) {
+    if (!g.b_ih && !g.b_hh) return;
+    sum_rows(dx_list_, G, nullptr, 0, G, bx_);
+    sum_rows(dx_list_, G, kept_list_, kNormX, G, bx_ + G * Hp_);
+    sum_rows(dr_list_, kRaw, kept_list_, kNorm, G, bh_ + G * Hp_);
+    sum_rows(dr_list_, G, kept_list_, kNormC, kExtra, bh_ + 2 * G * Hp_);
+    sum_rows(dr_list_, G, nullptr, 0, kExtra, bh_ + (2 * G + 1) * Hp_);
+    sum_rows(dr_list_, kRaw, nullptr, 0, G, bh_ + (G + Cell::kVectors) * Hp_);
+  } else {
+    if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, 0, nullptr, 0, G, bx_);
+    if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, 0, nullptr, 0, G, bh_);
+    if (g.b_hh) sum_rows(dr_list_, G, nullptr, 0, Cell::kVectors, bh_ + G * Hp_);
   }
 }
-// Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
+// Columns of Hp from column `from` on, times the same number of columns of `factors` from column `factor` on if there
+// are factors. Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
 template <class Cell, class T>
-void BackwardRun<Cell, T>::sum_rows(const T* const* rows, Range vectors, double* out) {
-  for (int64_t v = vectors.begin; v < vectors.end; ++v)
-    for (int64_t k0 = 0; k0 < n_; k0 += 16) {
+void BackwardRun<Cell, T>::sum_rows(const T* const* rows, int64_t from, const T* const* factors, int64_t factor,
+                                    int64_t columns, double* out) {
+  const Range own = share(columns * Hp_ / W, team_.rank, team_.size);
+  for (int64_t k0 = 0; k0 < n_; k0 += 16) {  // outside: these rows stay in the cache, a column of all would not
+    const int64_t k1 = k0 + 16 < n_ ? k0 + 16 : n_;
+    for (int64_t v = own.begin; v < own.end; ++v) {
       V sum(0);
-      for (int64_t k = k0; k < n_ && k < k0 + 16; ++k) sum = sum + V::load(rows[k] + v * W);
+      if (factors)
+        for (int64_t k = k0; k < k1; ++k)
+          sum = V::load(rows[k] + from * Hp_ + v * W) * V::load(factors[k] + factor * Hp_ + v * W) + sum;
+      else
+        for (int64_t k = k0; k < k1; ++k) sum = sum + V::load(rows[k] + from * Hp_ + v * W);
       for (int lane = 0; lane < W; ++lane) out[v * W + lane] += double(sum.v[lane]);
     }
+  }
 }
 
 // Sums are kept transposed and padded, [in][G*Hp]; the caller's layout is [G*H][in].
@@ -61,7 +84,7 @@ void BackwardRun<Cell, T>::store_weight_gradients() {
   for (int gate = 0; gate < G; ++gate) {
     const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
     for (int64_t u = 0; u < s_.H; ++u) {
-      if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[(kInputColumns - G + gate) * Hp_ + u]);
+      if (g.b_ih) g.b_ih[gate * s_.H + u] = T(bx_[gate * Hp_ + u]);
       if (g.b_hh) g.b_hh[gate * s_.H + u] = T(bh[gate * Hp_ + u]);
     }
   }
