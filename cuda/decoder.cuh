@@ -13,8 +13,8 @@ namespace fastrnn {
 // Where one step reads and writes; arrays by row.
 template <class E>
 struct DecoderAt {
-  RowsOf<E> h, c, feed, token;  // before the step; feed: Luong's order; token: the embedding, in generation
-  const E* gates;               // null in generation
+  RowsOf<E> h, c, feed;  // before the step; feed: Luong's order
+  const E* gates;        // null in generation
   E *record, *output, *weights;
   int64_t gates_stride, record_stride, output_stride, weights_stride;
 };
@@ -34,17 +34,17 @@ class CudaDecoder {
   const DecoderRecord& record() const { return at_; }
   cudaError_t status() const { return status_; }
 
-  // scores: [rows, Tk] scratch. w_token and bias: of the input part of the gates in generation.
-  void step(const DecoderAt<E>& a, E* scores, const E* w_token, int64_t token_width, const E* bias) {
+  // scores: [rows, Tk] scratch. token and bias: the input part of the gates in generation.
+  void step(const DecoderAt<E>& a, E* scores, const Factor<E>& token, const E* bias) {
     if (p_.bahdanau) {
       attend(a, scores);
-      cell(a, w_token, token_width, bias);
+      cell(a, token, bias);
     } else {
-      cell(a, w_token, token_width, bias);
+      cell(a, token, bias);
       attend(a, scores);
       product<StepOutput<E>>(s_.H,
-                             {{{rows_of(a.record + at_.context, a.record_stride), p_.w_context, s_.M},
-                               {rows_of(a.record + at_.h, a.record_stride), p_.w_hidden, s_.H}}},
+                             {{{rows_of(a.record + at_.context, a.record_stride), p_.w_context, p_.ld_context, s_.M},
+                               {rows_of(a.record + at_.h, a.record_stride), p_.w_hidden, p_.ld_hidden, s_.H}}},
                              {a.record + at_.out, a.record_stride, a.output, a.output_stride});
     }
   }
@@ -65,17 +65,17 @@ class CudaDecoder {
   }
 
  private:
-  void cell(const DecoderAt<E>& a, const E* w_token, int64_t token_width, const E* bias) {
+  void cell(const DecoderAt<E>& a, const Factor<E>& token, const E* bias) {
     const RowsOf<E> feed = p_.bahdanau ? rows_of(a.record + at_.context, a.record_stride) : a.feed;
     product<StepCell<Cell, E>>(Cell::kGates * s_.H,
-                               {{{a.token, w_token, token_width}, {feed, p_.w_feed, s_.F}, {a.h, p_.w_hh, s_.H}}},
+                               {{token, {feed, p_.w_feed, p_.ld_feed, s_.F}, {a.h, p_.w_hh, s_.H, s_.H}}},
                                {s_.H, at_.Hp, a.gates, a.gates_stride, bias, p_.b_hh, a.h, a.c, a.record,
                                 a.record_stride, at_.c, at_.h, p_.bahdanau ? a.output : nullptr, a.output_stride});
   }
   void attend(const DecoderAt<E>& a, E* scores) {
     RowsOf<E> query = p_.bahdanau ? a.h : rows_of(a.record + at_.h, a.record_stride);
     if (p_.v) {
-      product<StoreSum<E>>(s_.A, {{{query, p_.w_query, s_.H}}}, {a.record + at_.query, a.record_stride});
+      product<StoreSum<E>>(s_.A, {{{query, p_.w_query, s_.H, s_.H}}}, {a.record + at_.query, a.record_stride});
       query = rows_of(a.record + at_.query, a.record_stride);
     }
     run([&] { return launch_key_scores<E>({table(p_.keys, s_.A), query, p_.v, nullptr, 0, scores}, stream_); });
@@ -119,7 +119,7 @@ cudaError_t launch_decoder_forward(const CudaDecoderForward<E>& p, cudaStream_t 
     a.output_stride = T * s.H;
     a.weights = p.weights + t * s.Tk;
     a.weights_stride = T * s.Tk;
-    decoder.step(a, p.scores, nullptr, 0, nullptr);
+    decoder.step(a, p.scores, {}, nullptr);
   }
   return decoder.status();
 }
@@ -161,7 +161,7 @@ class CudaDecoderBackwardRun {
   }
   // Rows of what is kept of every step, [B, T, width]; of no width beyond the last step.
   Factor<E> kept(const E* of, int64_t t, int64_t width, const E* w) const {
-    return {{of + t * width, T_ * width}, w, t < T_ && w ? width : 0};
+    return {{of + t * width, T_ * width}, w, width, t < T_ && w ? width : 0};
   }
   // The gradients of a step's query, where they are asked of h itself.
   const E* asked_of_h(int64_t t) const { return !p_.v && t < T_ ? p_.dquery + t * s_.A : nullptr; }
@@ -259,7 +259,7 @@ cudaError_t launch_decoder_generate(const CudaDecoderGenerate<E>& p, cudaStream_
     a.h = state(at.h, p.h0, s.H);
     a.c = state(at.c, p.c0, s.H);
     a.feed = state(at.out, p.feed0, s.F);
-    a.token =
+    const RowsOf<E> embedded =
         t ? RowsOf<E>{p.embedding, p.E, 1, p.tokens + t - 1, s.T} : RowsOf<E>{p.embedding, p.E, p.beams, p.first, 1};
     a.record = p.records + t % 2 * at.size;
     a.record_stride = stride;
@@ -267,8 +267,8 @@ cudaError_t launch_decoder_generate(const CudaDecoderGenerate<E>& p, cudaStream_
     a.output_stride = s.H;
     a.weights = p.weights + t * s.Tk;
     a.weights_stride = s.T * s.Tk;
-    decoder.step(a, p.key_scores, p.w_input, p.E, p.b_ih);
-    decoder.template product<StoreSum<E>>(p.V, {{{decoder.rows_of(p.outputs, s.H), p.w_vocabulary, s.H}}},
+    decoder.step(a, p.key_scores, {embedded, p.w_input, p.ld_input, p.E}, p.b_ih);
+    decoder.template product<StoreSum<E>>(p.V, {{{decoder.rows_of(p.outputs, s.H), p.w_vocabulary, s.H, s.H}}},
                                           {p.logits, p.V, p.b_vocabulary});
     decoder.run([&] { return launch_choice(p, t, stream); });
   }

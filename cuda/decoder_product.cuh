@@ -28,8 +28,9 @@ struct RowsOf {
 template <class E>
 struct Factor {
   RowsOf<E> a;
-  const E* w;  // [N, K]
-  int64_t K;   // 0 = no factor
+  const E* w;  // [N, K], rows ld apart
+  int64_t ld;
+  int64_t K;  // 0 = no factor
 };
 
 // Use::kGates = 0: use(row, n, sum). Otherwise n is gate * units + unit, N = kGates * units, and it is
@@ -101,7 +102,7 @@ class RowProduct {
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
       const int64_t n = G ? o * (p.N / kOutputs) + item : item * 4 + o;
-      w[o] = f.w + (n < p.N ? n : p.N - 1) * f.K;
+      w[o] = f.w + (n < p.N ? n : p.N - 1) * f.ld;
     }
 #pragma unroll 2
     for (int64_t k = lane; k < f.K; k += 32) {

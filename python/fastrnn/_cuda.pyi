@@ -93,7 +93,7 @@ class Decoder:
         bahdanau: bool,
         sizes: Sequence[int],
         inputs: Sequence[int],
-        distances: Sequence[int],  # not read: everything is contiguous here
+        distances: Sequence[int],
     ) -> None: ...
 
 def decoder_record(cell: str, sizes: Sequence[int], additive: bool, bahdanau: bool, /) -> list[int]: ...

@@ -142,12 +142,11 @@ def _outer(d: Tensor, x: Tensor, out: Tensor) -> None:
 
 
 def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
-    """Fills `found`, see generation.py. sizes: E, V, beams, end, top_k; sampling: temperature and seed."""
+    """Fills `found`, as _decoder_kernels.generate()."""
     module = _cuda_kernels.module()
     call, inputs, of_decoder = call_of(arguments, module, max_length)
     cell, bahdanau, *_ = arguments
-    (E, V, beams, *_), (B, _, Tk, H, *_) = sizes, of_decoder
-    given = [t if t is None else t.contiguous() for t in given]
+    (_, V, beams, *_), (B, _, Tk, H, *_) = sizes, of_decoder
     record = record_of(cell, of_decoder, inputs.v is not None, bahdanau).size
     rows, new = B * beams, inputs.memory.new_empty
     totals = new(2, rows)
@@ -160,7 +159,7 @@ def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
     )  # fmt: skip
     for first in range(0, max_length, _LOOK):
         module.decoder_generate(
-            call, *_cuda_kernels.place_of(totals), first, min(first + _LOOK, max_length), (*sizes, E), *sampling,
+            call, *_cuda_kernels.place_of(totals), first, min(first + _LOOK, max_length), sizes, *sampling,
             [*map(address_of, given)], [t.data_ptr() for t in found], [t.data_ptr() for t in scratch],
         )  # fmt: skip
         if first + _LOOK < max_length and done.all():

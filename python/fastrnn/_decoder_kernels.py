@@ -23,7 +23,7 @@ NAMES = (
 )  # fmt: skip
 
 
-_PARTS = ("w_feed", "w_context", "w_hidden")  # columns of weight_ih and output_weight, which CPUs read where they are
+_PARTS = ("w_feed", "w_context", "w_hidden")  # columns of weight_ih and output_weight, read where they are
 
 
 class Sizes(NamedTuple):
@@ -84,7 +84,7 @@ def call_of(arguments, module: ModuleType = _core, steps: int | None = None) -> 
     found, distances = [], []
     for field, name, t in zip(Inputs._fields, NAMES, given):
         if field in _PARTS:
-            t, distance = rows_in_place(FUNCTION, name, t) if module is _core else (dense(FUNCTION, name, t), 0)
+            t, distance = rows_in_place(FUNCTION, name, t)
             distances.append(distance)
         else:
             t = dense(FUNCTION, name, t)
@@ -157,11 +157,9 @@ def new_gradients(cell, bahdanau, *rest):
 
 
 def generate(arguments, max_length: int, sizes, sampling, given, found) -> None:
-    """Fills `found`, see generation.py. sizes: E, V, beams, end, top_k; sampling: temperature and seed."""
+    """Fills `found`, see generation.py. sizes: E, V, beams, end, top_k, distance of the rows of w_input; sampling:
+    temperature and seed."""
     call, _owners, _ = call_of(arguments, _core, max_length)
-    embedding, w_input, *rest = given
-    w_input, distance = rows_in_place(FUNCTION, "weight_ih", w_input)
-    given = [embedding, w_input, *rest]
     _core.decoder_generate(
-        call, (*sizes, distance), *sampling, [*map(address_of, given)], [t.data_ptr() for t in found], current_threads()
+        call, sizes, *sampling, [*map(address_of, given)], [t.data_ptr() for t in found], current_threads()
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._decoder_checks import check_user
+from ._memory import rows_in_place
 from ._tensor_checks import as_lengths, check_integers
 from .decoder import DecoderWeights, prepare
 
@@ -299,8 +300,9 @@ def _run(
     check_user(nothing, memory, weights, cell, order, DecoderWeights._fields)
     with torch.autocast(memory.device.type, enabled=False):
         arguments = prepare(nothing, memory, weights, states, cell, order, keys, lengths, feed)
-    given = [None if t is None else t.contiguous() for t in (embedding, weights.bias_ih, *map(wide, vocabulary))]
-    given = [given[0], weights.weight_ih[:, :E], *given[1:], first]
+    w_input, distance = rows_in_place(function, "weight_ih", weights.weight_ih[:, :E])
+    given = [embedding, w_input, weights.bias_ih, *map(wide, vocabulary)]
+    given = [t if t is None or t is w_input else t.contiguous() for t in given] + [first]
     rows, integers = B * beams, {"dtype": torch.int64, "device": memory.device}
     found = _Run(
         first.new_full((rows, max_length), 0 if end is None else end),
@@ -315,6 +317,6 @@ def _run(
     )
     temperature, top_k, seed = sampling
     if B:
-        sizes = (E, V, beams, -1 if end is None else end, min(top_k, V))
+        sizes = (E, V, beams, -1 if end is None else end, min(top_k, V), distance)
         _backends.decoder_of(memory).generate(arguments, max_length, sizes, (temperature, seed), given, found)
     return found, int(found.steps.max()) if B else 0
