@@ -6,7 +6,7 @@ is drawn inside the graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
@@ -17,13 +17,6 @@ from ._layer_checks import check_backprop, check_candidate, check_zoned
 from ._memory import check_storage
 from ._noise import Noise, as_int, as_tensor
 from ._tensor_checks import check_like
-
-# The fields of Extras in the language of operators.
-SCHEMA = (
-    "Tensor? seed=None, Tensor? h_mask=None, Tensor? detach_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, "
-    "bool noise_training=True, float candidate_dropout=0.0, bool candidate_per_step=True, int checkpoint_every=0, "
-    "float grad_clip=0.0, bool reset_to_initial=False"
-)
 
 
 class Extras(NamedTuple):
@@ -78,6 +71,11 @@ class Extras(NamedTuple):
 
 COUNT, TENSORS = len(Extras._fields), 3
 NONE = Extras()
+# The fields of Extras in the language of operators.
+SCHEMA = ", ".join(
+    f"{'Tensor?' if kind == Tensor | None else kind.__name__} {name}={Extras._field_defaults[name]}"
+    for name, kind in get_type_hints(Extras).items()
+)
 
 
 def flat(noise: Noise | None, backprop: Backprop | None, reset_to_initial: bool) -> Extras:
