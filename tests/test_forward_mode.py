@@ -110,10 +110,11 @@ def test_modules(batch_first):
     want = func.jvp(alike, (x,), (dx,))
     for got in (func.jvp(module, (x,), (dx,)), func.jvp(module.eval(), (x,), (dx,))):
         cases.assert_same(got, want)
-    with torch.autocast("cpu", torch.bfloat16):  # tangents of float32 products, rounded as y is
+    # Tangents of float32 products of what was rounded to 2^-9, W and x or h in two layers of three steps: 12 * 2^-9.
+    with torch.autocast("cpu", torch.bfloat16):
         (y, _), (dy, _) = func.jvp(module, (x,), (dx,))
     assert dy.dtype is y.dtype is torch.bfloat16
-    torch.testing.assert_close(dy.float(), want[1][0], rtol=0.05, atol=0.02)
+    torch.testing.assert_close(dy.float(), want[1][0], rtol=0.025, atol=0.025)
 
 
 def test_where_it_is_not_implemented_it_says_so():

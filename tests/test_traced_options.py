@@ -236,7 +236,7 @@ def test_export_modes_and_subclasses():
     class Tagged(torch.Tensor):
         pass
 
-    (torch.manual_seed(2), torch.manual_seed(2))
+    torch.manual_seed(2)
     tagged = module(x.as_subclass(Tagged))[0]
     torch.manual_seed(2)
     assert type(tagged) is Tagged and torch.equal(tagged.as_subclass(torch.Tensor), module(x)[0])
