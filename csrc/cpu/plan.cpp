@@ -52,8 +52,7 @@ int64_t chunk_steps(const PlanQuery& q, Schedule schedule, int threads) {
   const RnnShape& s = q.shape;
   const int64_t B = std::max<int64_t>(s.B, 1);
   if (q.backward) {  // not of `threads`: sums must not depend on it
-    // Rows of gate gradients that stay in L2. A cell's vectors widen them: fewer rows took a tenth off the training
-    // time of a layer-normalised LSTM (bench/cells.py, H = 128, B = 8).
+    // Rows of gate gradients that stay in L2: fewer of a cell whose vectors or norms widen them.
     const int64_t rows = 512 * q.cell.gates / (q.cell.gates + q.cell.vectors);
     return std::clamp<int64_t>((rows + B - 1) / B, 1, s.T);
   }
