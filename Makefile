@@ -117,7 +117,7 @@ wheel: $(VENV)/.build-tools
 # pytest), then compute-sanitizer where it works, all device tests, and the benchmark, whose table comes last.
 GPU_SITE = build/gpu/site
 GPU_TESTS = PYTHONPATH=$(CURDIR)/$(GPU_SITE) $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu \
-	tests/test_cuda.py tests/test_cuda_attention.py tests/test_cuda_decoder.py tests/test_decoder.py tests/test_generation.py
+	tests/test_cuda*.py tests/test_decoder.py tests/test_generation.py
 GPU_OUT ?=
 gpu:
 	cmake -S . -B build/gpu -DFASTRNN_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native \
@@ -131,8 +131,7 @@ gpu:
 			timeout 60 compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) -c 'import torch; torch.zeros(1).cuda()' \
 				>/dev/null 2>&1 || { echo "  does not work here"; continue; }; \
 			PYTHONPATH=$(CURDIR)/$(GPU_SITE) timeout 100 compute-sanitizer --tool $$tool --error-exitcode 9 $(GPU_PYTHON) \
-				-m pytest -q -p no:cacheprovider -m gpu tests/test_cuda.py tests/test_cuda_attention.py \
-				tests/test_cuda_decoder.py \
+				-m pytest -q -p no:cacheprovider -m gpu tests/test_cuda*.py \
 				-k 'oracle and not float64 and (((lstm or before) and H33) or 2x33x65x33x5-additive6 or several_blocks)' \
 				> build/gpu/$$tool.log 2>&1; status=$$?; tail -3 build/gpu/$$tool.log; echo "  exit status $$status"; \
 		fi; done
