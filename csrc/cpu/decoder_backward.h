@@ -309,22 +309,19 @@ class DecoderBackwardRun {
   template <class A, class B>
   void outer(A a, B b, int gates, int64_t N, T* out) {
     const Range own = share(ceil_div(N, W), team_.rank, team_.size);
-    const int64_t rows = gates ? gates * Hw_ : s_.A, ld = own.size() * W;
-    const int64_t c0 = own.begin * W, c1 = own.end * W < N ? own.end * W : N;
+    const OuterSums<T> sums{sums_, gates ? gates * Hw_ : s_.A, own.begin, own.end};
     int64_t n = 0;
     for (int64_t i = 0; i < s_.B; ++i)
       for (int64_t t = 0; t < s_.T; ++t, ++n) {
         left_[n] = a(i, t);
         right_[n] = b(i, t);
       }
-    T* sums = sums_ - c0;  // its first column is c0
-    fill_zero(sums_, rows * ld);
-    matmul_outer(n, 64, rows, left_, right_, own.begin, own.end, sums, ld);
+    fill_zero(sums_, sums.M * own.size() * W);
+    matmul_outer(n, 64, left_, right_, own.begin, own.end, sums);
     const int64_t units = gates ? s_.H : s_.A, padded = gates ? Hw_ : s_.A;
-    for (int64_t m = 0; m < (gates ? gates : 1) * units; ++m) {
-      const T* from = sums + (m / units * padded + m % units) * ld;
-      for (int64_t c = c0; c < c1; ++c) out[m * N + c] = from[c];
-    }
+    for (int64_t m = 0; m < (gates ? gates : 1) * units; ++m)
+      for (int64_t v = own.begin; v < own.end; ++v)
+        store_lanes(V::load(sums.at(m / units * padded + m % units, v)), out + m * N + v * W, N - v * W);
   }
   void bias_gradient() {
     for (int64_t u = team_.rank * W; u < s_.H; u += team_.size * W)

@@ -1,8 +1,8 @@
 #pragma once
 // The two products that recurrent layers are made of, on packed panels.
 //
-//   rows:   out[r, n] = bias[n] + sum_k a[r][k] w[k, n]     a given as row pointers, w packed     (Tile)
-//   outer:  out[m, n] += sum_k a[k][m] b[k][n]              rows of a and b given as pointers     (OuterTile)
+//   rows:   out[r, n] = bias[n] + sum_k a[r][k] w[k, n]     a given as row pointers, w packed     (tile)
+//   outer:  out[m, n] += sum_k a[k][m] b[k][n]              rows of a and b given as pointers     (outer_tile)
 //
 // A panel holds NV vectors of output columns for every k, contiguous: [k][NV*W]. A tile keeps MR x NV sums in
 // registers. Every output is summed in the same order whatever the tile, so results do not depend on how rows are
@@ -119,9 +119,9 @@ inline void matmul_rows(int64_t K, int64_t rows, const T* const* a, const T* w, 
   }
 }
 
-// out[m0 + m, j] (row stride ld_out) += sum over the K rows of a[k][m0 + m] * b[k][j], NV vectors of columns.
+// out[m, j] (row stride ld_out) += sum over K of a[k][m0 + m] * b[k, j] (row stride ld_b), NV vectors of columns.
 template <class T, int MR, int NV>
-void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* const* b, int64_t n0, T* out, int64_t ld_out) {
+void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, T* out, int64_t ld_out) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   V acc[MR][NV];
@@ -129,11 +129,11 @@ void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* const* b, int
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) acc[r][j] = V(0);
-  for (int64_t k = 0; k < K; ++k) {
-    const T *pa = a[k] + m0, *pb = b[k] + n0;
+  for (int64_t k = 0; k < K; ++k, b += ld_b) {
+    const T* pa = a[k] + m0;
     V bk[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) bk[j] = V::load(pb + j * W);
+    for (int j = 0; j < NV; ++j) bk[j] = V::load(b + j * W);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V ar(pa[r]);
@@ -151,42 +151,62 @@ void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* const* b, int
 }
 
 template <class T, int NV>
-inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, const T* const* b, int64_t n0, T* out,
+inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, T* out,
                             int64_t ld_out) {
   constexpr int kMax = TileShape<T>::max_rows(4);
   switch (mr) {
     case 1:
-      return outer_tile<T, 1, NV>(K, a, m0, b, n0, out, ld_out);
+      return outer_tile<T, 1, NV>(K, a, m0, b, ld_b, out, ld_out);
     case 2:
-      return outer_tile<T, 2, NV>(K, a, m0, b, n0, out, ld_out);
+      return outer_tile<T, 2, NV>(K, a, m0, b, ld_b, out, ld_out);
     case 3:
-      return outer_tile<T, 3, NV>(K, a, m0, b, n0, out, ld_out);
+      return outer_tile<T, 3, NV>(K, a, m0, b, ld_b, out, ld_out);
     case 4:
-      if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, n0, out, ld_out);
+      if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, ld_b, out, ld_out);
       break;
     case 5:
-      if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, n0, out, ld_out);
+      if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, ld_b, out, ld_out);
       break;
     case 6:
-      if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, n0, out, ld_out);
+      if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, ld_b, out, ld_out);
       break;
   }
 }
 
-// Column vectors [v0, v1) of out [M, ld_out]; K is summed in blocks of `block` rows.
+// Sums of an outer product, M rows of the column vectors [first, last): one panel of up to kMaxTileVecs vectors after
+// the other, each [M][its vectors]. In rows as wide as all columns, every row of a tile would lie in another page.
 template <class T>
-inline void matmul_outer(int64_t K, int64_t block, int64_t M, const T* const* a, const T* const* b, int64_t v0,
-                         int64_t v1, T* out, int64_t ld_out) {
+struct OuterSums {
+  T* data;
+  int64_t M, first, last;
+
+  int64_t panel_of(int64_t v) const { return first + (v - first) / kMaxTileVecs * kMaxTileVecs; }
+  int64_t vectors(int64_t panel) const { return last - panel < kMaxTileVecs ? last - panel : kMaxTileVecs; }
+  T* at(int64_t m, int64_t v) const {
+    const int64_t panel = panel_of(v);
+    return data + ((panel - first) * M + m * vectors(panel) + v - panel) * Vec<T>::kWidth;
+  }
+};
+
+constexpr int64_t kMaxOuterBlock = 128;
+
+// Whole panels [v0, v1) of `out`; K is summed in blocks of `block` rows, of which b is copied side by side first: its
+// rows too are pages apart.
+template <class T>
+inline void matmul_outer(int64_t K, int64_t block, const T* const* a, const T* const* b, int64_t v0, int64_t v1,
+                         const OuterSums<T>& out) {
   constexpr int W = Vec<T>::kWidth;
+  alignas(64) T packed[kMaxOuterBlock * kMaxTileVecs * W];
   for (int64_t v = v0; v < v1; v += kMaxTileVecs) {
-    const int64_t nv = v1 - v < kMaxTileVecs ? v1 - v : kMaxTileVecs;
+    const int64_t nv = out.vectors(v), ld = nv * W;
     for (int64_t k0 = 0; k0 < K; k0 += block) {
       const int64_t kn = K - k0 < block ? K - k0 : block;
-      for_each_row_tile<TileShape<T>::max_rows(4)>(M, [&](int64_t m, int mr) {
-        T* o = out + m * ld_out + v * W;
-        if (nv == 4) return outer_tile_rows<T, 4>(mr, kn, a + k0, m, b + k0, v * W, o, ld_out);
-        for (int64_t j = 0; j < nv; ++j)
-          outer_tile_rows<T, 1>(mr, kn, a + k0, m, b + k0, (v + j) * W, o + j * W, ld_out);
+      for (int64_t k = 0; k < kn; ++k)
+        for (int64_t j = 0; j < nv; ++j) Vec<T>::load(b[k0 + k] + (v + j) * W).store(packed + k * ld + j * W);
+      for_each_row_tile<TileShape<T>::max_rows(4)>(out.M, [&](int64_t m, int mr) {
+        T* o = out.at(m, v);
+        if (nv == 4) return outer_tile_rows<T, 4>(mr, kn, a + k0, m, packed, ld, o, ld);
+        for (int64_t j = 0; j < nv; ++j) outer_tile_rows<T, 1>(mr, kn, a + k0, m, packed + j * W, ld, o + j * W, ld);
       });
     }
   }

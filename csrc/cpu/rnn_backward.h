@@ -416,7 +416,14 @@ class BackwardRun {
   const T* with_returned(int64_t i, Row& row, const T* dc);
 
   void store_weight_gradients();
-  void store_transposed(const T* sums, int64_t in, T* out);
+  void store_transposed(const OuterSums<T>& sums, T* out);
+  OuterSums<T> wx_sums() const { return {wx_, s_.I, 0, G * Hp_ / W}; }
+  OuterSums<T> wh_sums(int stage) const {
+    const int64_t early = S::gates(0) * Hp_;
+    if (stage == 0) return {wh_, s_.out(), 0, early / W};
+    return {wh_ + s_.out() * early, s_.H, early / W, G * Hp_ / W};
+  }
+  OuterSums<T> wr_sums() const { return {wr_, s_.P, 0, Hp_ / W}; }
 
   const RnnBackward<T>& p_;
   const RnnShape& s_;

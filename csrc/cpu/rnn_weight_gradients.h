@@ -17,18 +17,18 @@ Range BackwardRun<Cell, T>::own_vectors(int64_t first, int64_t last, bool mirror
 template <class Cell, class T>
 void BackwardRun<Cell, T>::weight_gradients() {
   const RnnGrads<T>& g = p_.grads[d_];
-  const int64_t all = G * Hp_ / W, early = S::gates(0) * Hp_ / W;
   // Rows per inner sum: about the square root of their number keeps rounding error lowest.
   const int64_t block = s_.T * s_.B > 4096 ? 128 : 64;
-  const auto outer = [&](int64_t M, const T* const* a, const T* const* b, Range v, T* out, int64_t ld) {
-    matmul_outer<T>(n_, block, M, a, b, v.begin, v.end, out, ld);
+  const auto outer = [&](const T* const* a, const T* const* b, bool mirrored, const OuterSums<T>& out) {
+    const Range own = own_vectors(out.first, out.last, mirrored);
+    matmul_outer<T>(n_, block, a, b, own.begin, own.end, out);
   };
-  if (g.w_ih) outer(s_.I, x_list_, dx_list_, own_vectors(0, all, false), wx_, G * Hp_);
+  if (g.w_ih) outer(x_list_, dx_list_, false, wx_sums());
   if (g.w_hh && Cell::kProduct) {
-    outer(s_.out(), h_list_, dr_list_, own_vectors(0, early, true), wh_, G * Hp_);
-    if (Cell::kLateGates) outer(s_.H, u_list_, dr_list_, own_vectors(early, all, false), wh_, G * Hp_);
+    outer(h_list_, dr_list_, true, wh_sums(0));
+    if (Cell::kLateGates) outer(u_list_, dr_list_, false, wh_sums(1));
   }
-  if (g.w_hr) outer(s_.P, dp_list_, m_list_, own_vectors(0, Hp_ / W, false), wr_, Hp_);
+  if (g.w_hr) outer(dp_list_, m_list_, false, wr_sums());
   bias_gradients();
 }
 
@@ -75,11 +75,12 @@ void BackwardRun<Cell, T>::sum_rows(const T* const* rows, int64_t from, const T*
 template <class Cell, class T>
 void BackwardRun<Cell, T>::store_weight_gradients() {
   const RnnGrads<T>& g = p_.grads[d_];
-  if (g.w_ih) store_transposed(wx_, s_.I, g.w_ih);
-  if (g.w_hh && Cell::kProduct) store_transposed(wh_, s_.out(), g.w_hh);
+  if (g.w_ih) store_transposed(wx_sums(), g.w_ih);
+  for (int stage = 0; g.w_hh && Cell::kProduct && stage < S::kCount; ++stage) store_transposed(wh_sums(stage), g.w_hh);
   const Range own = share(s_.P, team_.rank, team_.size);
-  if (g.w_hr)
-    for (int64_t r = own.begin; r < own.end; ++r) copy_or_zero(wr_ + r * Hp_, s_.H, g.w_hr + r * s_.H, s_.H);
+  for (int64_t r = own.begin; g.w_hr && r < own.end; ++r)
+    for (int64_t u = 0; u < s_.H; u += W)
+      store_lanes(V::load(wr_sums().at(r, u / W)), g.w_hr + r * s_.H + u, s_.H - u);
   if (team_.rank != 0) return;
   for (int gate = 0; gate < G; ++gate) {
     const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
@@ -95,18 +96,17 @@ void BackwardRun<Cell, T>::store_weight_gradients() {
     }
 }
 template <class Cell, class T>
-void BackwardRun<Cell, T>::store_transposed(const T* sums, int64_t in, T* out) {
-  const int64_t blocks = ceil_div(s_.H, W);
-  const Range own = share(G * blocks, team_.rank, team_.size);
-  for (int64_t block = own.begin; block < own.end; ++block) {
-    const int64_t gate = block / blocks, u0 = block % blocks * W;
-    for (int64_t i = 0; i < in; i += W) {
+void BackwardRun<Cell, T>::store_transposed(const OuterSums<T>& sums, T* out) {
+  const Range own = share(sums.last - sums.first, team_.rank, team_.size);
+  for (int64_t v = sums.first + own.begin; v < sums.first + own.end; ++v) {
+    const int64_t gate = v * W / Hp_, u0 = v * W % Hp_;
+    for (int64_t i = 0; i < sums.M && u0 < s_.H; i += W) {
       V row[W];
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < W; ++l) row[l] = i + l < in ? V::load(sums + (i + l) * G * Hp_ + gate * Hp_ + u0) : V(0);
+      for (int64_t l = 0; l < W; ++l) row[l] = i + l < sums.M ? V::load(sums.at(i + l, v)) : V(0);
       transpose(row);
       for (int64_t l = 0; l < W && u0 + l < s_.H; ++l)
-        store_lanes(row[l], out + (gate * s_.H + u0 + l) * in + i, in - i);
+        store_lanes(row[l], out + (gate * s_.H + u0 + l) * sums.M + i, sums.M - i);
     }
   }
 }
