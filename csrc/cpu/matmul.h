@@ -188,15 +188,16 @@ struct OuterSums {
   }
 };
 
-constexpr int64_t kMaxOuterBlock = 128;
+constexpr int64_t kMaxOuterBlock = 192;
 
-// Whole panels [v0, v1) of `out`; K is summed in blocks of `block` rows, of which b is copied side by side first: its
-// rows too are pages apart.
+// Whole panels [v0, v1) of `out`; K is summed in equal blocks of about `block` rows, of which b is copied side by side
+// first: its rows too are pages apart. block <= kMaxOuterBlock / 1.5.
 template <class T>
 inline void matmul_outer(int64_t K, int64_t block, const T* const* a, const T* const* b, int64_t v0, int64_t v1,
                          const OuterSums<T>& out) {
   constexpr int W = Vec<T>::kWidth;
   alignas(64) T packed[kMaxOuterBlock * kMaxTileVecs * W];
+  if (K > block) block = ceil_div(K, (K + block / 2) / block);
   for (int64_t v = v0; v < v1; v += kMaxTileVecs) {
     const int64_t nv = out.vectors(v), ld = nv * W;
     for (int64_t k0 = 0; k0 < K; k0 += block) {

@@ -77,6 +77,7 @@ void BackwardRun<Cell, T>::undo_zoneout(const Row& row, int64_t u, V* ds_new, V*
 template <class Cell, class T>
 template <bool kSpecial>
 void BackwardRun<Cell, T>::units(const Row& row, int64_t u, int64_t lanes, V dh) {
+  fetch_next(row, u);
   if constexpr (Cell::kNormalised && kExtra == 1) return output_gradient(row, &row - row_, u, dh);
   V saved[K], s[Cell::kStates], s_new[Cell::kStates], ds_new[Cell::kStates], ds[Cell::kStates], dx[G], dr[kColumns];
   V vectors[kVectorRoom<Cell>];

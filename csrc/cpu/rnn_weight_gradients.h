@@ -79,8 +79,7 @@ void BackwardRun<Cell, T>::store_weight_gradients() {
   for (int stage = 0; g.w_hh && Cell::kProduct && stage < S::kCount; ++stage) store_transposed(wh_sums(stage), g.w_hh);
   const Range own = share(s_.P, team_.rank, team_.size);
   for (int64_t r = own.begin; g.w_hr && r < own.end; ++r)
-    for (int64_t u = 0; u < s_.H; u += W)
-      store_lanes(V::load(wr_sums().at(r, u / W)), g.w_hr + r * s_.H + u, s_.H - u);
+    for (int64_t u = 0; u < s_.H; u += W) store_lanes(V::load(wr_sums().at(r, u / W)), g.w_hr + r * s_.H + u, s_.H - u);
   if (team_.rank != 0) return;
   for (int gate = 0; gate < G; ++gate) {
     const double* bh = Cell::kNormalised ? bh_ + (G + Cell::kVectors) * Hp_ : Cell::kSharedGateGrad ? bx_ : bh_;
