@@ -316,8 +316,7 @@ class DecoderBackwardRun {
         left_[n] = a(i, t);
         right_[n] = b(i, t);
       }
-    fill_zero(sums_, sums.M * own.size() * W);
-    matmul_outer(n, 64, left_, right_, own.begin, own.end, sums);
+    matmul_outer(n, 64, left_, right_, own.begin, own.end, false, sums);
     const int64_t units = gates ? s_.H : s_.A, padded = gates ? Hw_ : s_.A;
     for (int64_t m = 0; m < (gates ? gates : 1) * units; ++m)
       for (int64_t v = own.begin; v < own.end; ++v)

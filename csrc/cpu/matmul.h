@@ -2,7 +2,7 @@
 // The two products that recurrent layers are made of, on packed panels.
 //
 //   rows:   out[r, n] = bias[n] + sum_k a[r][k] w[k, n]     a given as row pointers, w packed     (tile)
-//   outer:  out[m, n] += sum_k a[k][m] b[k][n]              rows of a and b given as pointers     (outer_tile)
+//   outer:  out[m, n]  = sum_k a[k][m] b[k][n]              rows of a and b given as pointers     (outer_tile)
 //
 // A panel holds NV vectors of output columns for every k, contiguous: [k][NV*W]. A tile keeps MR x NV sums in
 // registers. Every output is summed in the same order whatever the tile, so results do not depend on how rows are
@@ -119,9 +119,10 @@ inline void matmul_rows(int64_t K, int64_t rows, const T* const* a, const T* w, 
   }
 }
 
-// out[m, j] (row stride ld_out) += sum over K of a[k][m0 + m] * b[k, j] (row stride ld_b), NV vectors of columns.
+// out[m, j] (row stride ld_out) = sum over K of a[k][m0 + m] * b[k, j] (row stride ld_b), NV vectors of columns; or
+// that added to it.
 template <class T, int MR, int NV>
-void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, T* out, int64_t ld_out) {
+void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, bool add, T* out, int64_t ld_out) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   V acc[MR][NV];
@@ -146,29 +147,29 @@ void outer_tile(int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       T* o = out + r * ld_out + j * W;
-      (V::load(o) + acc[r][j]).store(o);
+      (add ? V::load(o) + acc[r][j] : acc[r][j]).store(o);
     }
 }
 
 template <class T, int NV>
-inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, T* out,
-                            int64_t ld_out) {
+inline void outer_tile_rows(int mr, int64_t K, const T* const* a, int64_t m0, const T* b, int64_t ld_b, bool add,
+                            T* out, int64_t ld_out) {
   constexpr int kMax = TileShape<T>::max_rows(4);
   switch (mr) {
     case 1:
-      return outer_tile<T, 1, NV>(K, a, m0, b, ld_b, out, ld_out);
+      return outer_tile<T, 1, NV>(K, a, m0, b, ld_b, add, out, ld_out);
     case 2:
-      return outer_tile<T, 2, NV>(K, a, m0, b, ld_b, out, ld_out);
+      return outer_tile<T, 2, NV>(K, a, m0, b, ld_b, add, out, ld_out);
     case 3:
-      return outer_tile<T, 3, NV>(K, a, m0, b, ld_b, out, ld_out);
+      return outer_tile<T, 3, NV>(K, a, m0, b, ld_b, add, out, ld_out);
     case 4:
-      if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, ld_b, out, ld_out);
+      if constexpr (kMax >= 4) return outer_tile<T, 4, NV>(K, a, m0, b, ld_b, add, out, ld_out);
       break;
     case 5:
-      if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, ld_b, out, ld_out);
+      if constexpr (kMax >= 5) return outer_tile<T, 5, NV>(K, a, m0, b, ld_b, add, out, ld_out);
       break;
     case 6:
-      if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, ld_b, out, ld_out);
+      if constexpr (kMax >= 6) return outer_tile<T, 6, NV>(K, a, m0, b, ld_b, add, out, ld_out);
       break;
   }
 }
@@ -190,24 +191,26 @@ struct OuterSums {
 
 constexpr int64_t kMaxOuterBlock = 192;
 
-// Whole panels [v0, v1) of `out`; K is summed in equal blocks of about `block` rows, of which b is copied side by side
-// first: its rows too are pages apart. block <= kMaxOuterBlock / 1.5.
+// Whole panels [v0, v1) of `out`, or that added to them. K is summed in equal blocks of `block` rows or some more, of
+// which b is copied side by side first: its rows too are pages apart.
 template <class T>
 inline void matmul_outer(int64_t K, int64_t block, const T* const* a, const T* const* b, int64_t v0, int64_t v1,
-                         const OuterSums<T>& out) {
+                         bool add, const OuterSums<T>& out) {
   constexpr int W = Vec<T>::kWidth;
   alignas(64) T packed[kMaxOuterBlock * kMaxTileVecs * W];
-  if (K > block) block = ceil_div(K, (K + block / 2) / block);
+  const int64_t fewest = ceil_div(K, kMaxOuterBlock), blocks = K / block > fewest ? K / block : fewest;
   for (int64_t v = v0; v < v1; v += kMaxTileVecs) {
     const int64_t nv = out.vectors(v), ld = nv * W;
-    for (int64_t k0 = 0; k0 < K; k0 += block) {
-      const int64_t kn = K - k0 < block ? K - k0 : block;
+    for (int64_t i = 0; i == 0 || i < blocks; ++i) {  // once for K = 0, too
+      const int64_t k0 = i ? K * i / blocks : 0, kn = blocks ? K * (i + 1) / blocks - k0 : 0;
       for (int64_t k = 0; k < kn; ++k)
         for (int64_t j = 0; j < nv; ++j) Vec<T>::load(b[k0 + k] + (v + j) * W).store(packed + k * ld + j * W);
       for_each_row_tile<TileShape<T>::max_rows(4)>(out.M, [&](int64_t m, int mr) {
+        const bool sum = add || i;
         T* o = out.at(m, v);
-        if (nv == 4) return outer_tile_rows<T, 4>(mr, kn, a + k0, m, packed, ld, o, ld);
-        for (int64_t j = 0; j < nv; ++j) outer_tile_rows<T, 1>(mr, kn, a + k0, m, packed + j * W, ld, o + j * W, ld);
+        if (nv == 4) return outer_tile_rows<T, 4>(mr, kn, a + k0, m, packed, ld, sum, o, ld);
+        for (int64_t j = 0; j < nv; ++j)
+          outer_tile_rows<T, 1>(mr, kn, a + k0, m, packed + j * W, ld, sum, o + j * W, ld);
       });
     }
   }

@@ -76,8 +76,12 @@ class BackwardRun {
         team_.sync();
       }
       input_gradient();
-      weight_gradients();
+      weight_gradients(k1_ != steps);
       keep_boundary();
+    }
+    if (chunks == 0) {
+      n_ = 0;
+      weight_gradients(false);
     }
     team_.sync();
     state_gradients();
@@ -201,9 +205,6 @@ class BackwardRun {
       const Range own = share(n / 16, team_.rank, team_.size);
       fill_zero(data + own.begin * 16, own.size() * 16);
     };
-    clear(wx_, s_.I * G * Hp_);
-    clear(wh_, (s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
-    clear(wr_, s_.P * Hp_);
     clear(bx_, 2 * G * Hp_);
     clear(bh_, (2 * G + Cell::kVectors) * Hp_);
     clear_padding();
@@ -383,7 +384,7 @@ class BackwardRun {
   }
 
   Range own_vectors(int64_t first, int64_t last, bool mirrored) const;
-  void weight_gradients();
+  void weight_gradients(bool add);
   void bias_gradients();
   void sum_rows(const T* const* rows, int64_t from, const T* const* factors, int64_t factor, int64_t columns,
                 double* out);

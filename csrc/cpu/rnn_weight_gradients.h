@@ -15,13 +15,13 @@ Range BackwardRun<Cell, T>::own_vectors(int64_t first, int64_t last, bool mirror
 }
 
 template <class Cell, class T>
-void BackwardRun<Cell, T>::weight_gradients() {
+void BackwardRun<Cell, T>::weight_gradients(bool add) {
   const RnnGrads<T>& g = p_.grads[d_];
   // Rows per inner sum: about the square root of their number keeps rounding error lowest.
   const int64_t block = s_.T * s_.B > 4096 ? 128 : 64;
   const auto outer = [&](const T* const* a, const T* const* b, bool mirrored, const OuterSums<T>& out) {
     const Range own = own_vectors(out.first, out.last, mirrored);
-    matmul_outer<T>(n_, block, a, b, own.begin, own.end, out);
+    matmul_outer<T>(n_, block, a, b, own.begin, own.end, add, out);
   };
   if (g.w_ih) outer(x_list_, dx_list_, false, wx_sums());
   if (g.w_hh && Cell::kProduct) {
