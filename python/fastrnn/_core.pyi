@@ -6,7 +6,7 @@ the call.
 Letters: T time steps, B rows, I inputs, H hidden units, P projected units (0 = none), D directions, G gates, S states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -187,9 +187,9 @@ class Stepper:
         /,
     ) -> None: ...
     def step(self, x: int, y: int, /) -> None: ...  # x [B, I], y [B, P or H], contiguous
-    # As step, but False, with nothing done, unless x is C-contiguous, aligned and of the stepper's dtype.
-    def step_array(self, x: np.ndarray, y: int) -> bool: ...
-    def step_tensor(self, exchange: object, x: object, y: int, /) -> bool: ...
+    # step(x) of a tensor, read through exchange = torch.Tensor.__dlpack_c_exchange_api__, or of an array, for None. False,
+    # with nothing done, unless x is [B, I], C-contiguous, aligned, not to be negated and of the stepper's dtype.
+    def bind(self, y: int, exchange: object | None, /) -> Callable[[object], bool]: ...
     def get_states(self, into: list[int], /) -> None: ...  # h [L, B, P or H], those beyond it [L, B, S-1, H]; 0 = skip
     def set_states(self, states: list[int], /) -> None: ...
     def reset(self, mask: int, /) -> None: ...  # bool [B], or 0 for every row

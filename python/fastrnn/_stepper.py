@@ -37,7 +37,7 @@ def _dtype_name(array: Any) -> str:
 class _NumPy:
     """Arrays as the stepper needs them; _Torch is the same for tensors."""
 
-    kind = np.ndarray
+    kind, exchange = np.ndarray, None
 
     @staticmethod
     def check(name: str, array: Any) -> None:
@@ -107,8 +107,8 @@ class Stepper:
     """
 
     __slots__ = (
-        "_arrays", "_cell", "_core_step", "_dtype", "_exchange", "_kind", "_names", "_native", "_shape", "_sizes", "_stepper",
-        "_torch_dtype", "_wide", "_x_buffer", "_y", "_y_address", "_y_buffer", "batch_size",
+        "_arrays", "_cell", "_dtype", "_kind", "_names", "_plain", "_shape", "_sizes", "_step_plain", "_stepper", "_wide",
+        "_x_buffer", "_y", "_y_address", "_y_buffer", "batch_size",
     )  # fmt: skip
 
     def __init__(
@@ -139,9 +139,6 @@ class Stepper:
         addresses = [0 if w is None else w.ctypes.data for w in weights]
         wide = np.dtype(self._wide)
         self._stepper = _core.Stepper(cell, wide.itemsize, self.batch_size, self._sizes, addresses, zoneout)
-        self._exchange = getattr(self._arrays, "exchange", None)
-        step = self._stepper.step_tensor if self._exchange is not None else self._stepper.step
-        self._core_step = step if framework == "torch" else self._stepper.step_array
         I, _, _ = self._sizes[0]
         _, H, P = self._sizes[-1]
         self._shape = (self.batch_size, I)
@@ -149,8 +146,10 @@ class Stepper:
         self._y_buffer = np.zeros((self.batch_size, P or H), wide)
         self._y_address = self._y_buffer.ctypes.data
         self._y = self._arrays.view(self._y_buffer, self._dtype)
-        self._native = wide.name == self._dtype
-        self._torch_dtype = self._y.dtype if framework == "torch" else None
+        self._plain = self._kind if wide.name == self._dtype else None  # the type of x that steps read in place
+        self._step_plain = self._step_address
+        if framework == "numpy" or self._arrays.exchange is not None:
+            self._step_plain = self._stepper.bind(self._y_address, self._arrays.exchange)
 
     def __reduce_ex__(self, protocol: object) -> Any:
         """Copies and pickles would share the memory of the state or lack it."""
@@ -190,27 +189,15 @@ class Stepper:
         Raises:
             ShapeError, DTypeError, DeviceError: x does not fit.
         """
-        if self._torch_dtype is None:
-            if (
-                self._native
-                and type(x) is np.ndarray
-                and x.shape == self._shape
-                and self._core_step(x, self._y_address)
-            ):
-                return self._y
-        elif self._exchange is not None:
-            if (
-                type(x) is self._kind
-                and self._native
-                and not x.is_neg()
-                and self._core_step(self._exchange, x, self._y_address)
-            ):
-                return self._y
-        elif (
-            type(x) is self._kind
-            and x.shape == self._shape
-            and x.dtype is self._torch_dtype
-            and self._native
+        if type(x) is self._plain and self._step_plain(x):
+            return self._y
+        return self._step_any(x)
+
+    def _step_address(self, x: Any) -> bool:
+        """Does a step of a tensor if it is plain, for a torch without DLPack's exchange."""
+        if not (
+            x.shape == self._shape
+            and x.dtype is self._y.dtype
             and x.layout is self._arrays.torch.strided
             and x.is_contiguous()
             and x.is_cpu
@@ -218,9 +205,9 @@ class Stepper:
             and (address := x.data_ptr())  # 0 where the storage was freed
             and not address % x.element_size()
         ):
-            self._core_step(address, self._y_address)
-            return self._y
-        return self._step_any(x)
+            return False
+        self._stepper.step(address, self._y_address)
+        return True
 
     def _step_any(self, x: Any) -> Any:
         """Whatever is not the plain case: unbatched, strided, of a narrow dtype, or wrong."""
@@ -231,7 +218,7 @@ class Stepper:
         check_shape("stepper", "x", x.shape, "(I,)" if unbatched else "(B, I)", self._shape[unbatched:])
         self._x_buffer[...] = self._arrays.to_numpy(x, self._wide).reshape(self._shape)
         self._stepper.step(self._x_buffer.ctypes.data, self._y_address)
-        if not self._native:
+        if self._plain is None:
             self._y[...] = self._arrays.view(self._y_buffer, self._y_buffer.dtype.name)
         return self._y[0] if unbatched else self._y
 
