@@ -190,8 +190,8 @@ class AnyStepper {
     f32_ ? f32_->step(at<float>(x), at<float>(y)) : f64_->step(at<double>(x), at<double>(y));
   }
   // A function of x that does a step, y going to where it is told here: of tensors, read through the capsule `exchange`
-  // of DlExchange, or of arrays. A plain C function: pybind11 would take 60 ns to get here, a step of LSTM(64, 64) 1.8
-  // us.
+  // of DlExchange, or of arrays. A plain C function: a step of LSTM(64, 64) takes 1.8 us, getting here through pybind11
+  // 60 ns.
   static py::object bind(const py::object& self, Address y, const py::object& exchange) {
     static PyMethodDef array = {"step_array", [](PyObject* owner, PyObject* x) { return of(owner).step_array(x); },
                                 METH_O, nullptr};
@@ -200,7 +200,7 @@ class AnyStepper {
     auto& stepper = self.cast<AnyStepper&>();
     stepper.y_ = y;
     stepper.exchange_ = exchange;
-    if (!exchange.is_none()) stepper.api_ = py::capsule(exchange).get_pointer<const DlExchange>();
+    stepper.api_ = exchange.is_none() ? nullptr : py::capsule(exchange).get_pointer<const DlExchange>();
     py::capsule owner(&stepper, kOwner);
     PyCapsule_SetContext(owner.ptr(), py::object(self).release().ptr());  // which lives as long as the function
     PyCapsule_SetDestructor(

@@ -79,7 +79,7 @@ class BackwardRun {
       weight_gradients(k1_ != steps);
       keep_boundary();
     }
-    if (chunks == 0) {
+    if (chunks == 0) {  // no row has a step: nothing has been written yet
       n_ = 0;
       weight_gradients(false);
     }
