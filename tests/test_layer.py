@@ -234,6 +234,16 @@ def test_an_empty_batch():
         assert all(not grad.any() for grad in found.values())
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_without_steps_leave_no_gradient_of_weights(isa, cell):
+    inputs = cases.make(cell, Case(4, 3, 5, 20, D=2, ragged=True))
+    cases.gradients(inputs, cases.kernel(inputs))  # whose sums are what the memory of the next call holds
+    inputs.lengths = torch.zeros_like(inputs.lengths)
+    found = cases.gradients(inputs, cases.kernel(inputs))
+    weights = {name: g for name, g in found.items() if name.startswith(("dw", "db"))}
+    assert weights and not any(g.any() for g in weights.values())
+
+
 def test_a_freed_or_shrunk_storage_is_refused():
     for k in range(6):
         inputs = cases.make("gru", Case(4, 2, 3, 16))
