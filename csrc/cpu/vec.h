@@ -103,12 +103,17 @@ FASTRNN_HD Vec<T> where_positive(Vec<T> x, Vec<T> yes, Vec<T> no) {
   return x.v > 0 ? yes.v : no.v;
 }
 
+// 0, 1, 2, ... as a constant: lanes set one by one, as a loop sets them, cost more than the random bits made of them.
+template <class Bits, size_t... L>
+FASTRNN_HD Bits lane_numbers(std::index_sequence<L...>) {
+  return Bits{L...};
+}
 // Which of the units from `unit` on are hit, see csrc/noise.h.
 template <class T>
 FASTRNN_HD typename Vec<T>::Mask hit_units(uint64_t key, int64_t unit, uint32_t threshold) {
-  typename Lanes<T>::Bits lanes;
-  for (int k = 0; k < Vec<T>::kWidth; ++k) lanes[k] = uint32_t(unit + k);
-  return noise_bits(key, lanes) < threshold;
+  using Bits = typename Lanes<T>::Bits;
+  const Bits lanes = lane_numbers<Bits>(std::make_index_sequence<Vec<T>::kWidth>());
+  return noise_bits(key, Bits(lanes + uint32_t(unit))) < threshold;
 }
 template <class T>
 FASTRNN_HD Vec<T> select(typename Vec<T>::Mask mask, Vec<T> yes, Vec<T> no) {

@@ -351,7 +351,7 @@ def _run_layers(
         lasts.append(last)
     if rates is not None and training:
         x = rates.drop_output(L - 1, x, batch_first)
-    return x, tuple(torch.cat(s) for s in zip(*lasts))
+    return x, tuple(lasts[0]) if L == 1 else tuple(torch.cat(s) for s in zip(*lasts))
 
 
 def _run_narrow(
