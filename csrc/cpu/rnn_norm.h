@@ -41,8 +41,8 @@ void ForwardRun<Cell, T>::normalise_inputs(int64_t n) {
         if (p_.reserve) v.store(kept_[r] + (kNormX + g) * Hp_ + p * W);
         (v * gain + V::load(w_.bx[0] + (p * G + g) * W)).store(const_cast<T*>(gx(p, r)) + g * W);
       }
-      if (p_.reserve) rstd.store(kept_[r] + (kNormX + G) * Hp_ + p * W);
     }
+    if (p_.reserve && own.begin == 0 && own.size()) kept_[r][(kNormX + G) * Hp_] = rstd.v[0];
   }
 }
 
@@ -60,6 +60,7 @@ void ForwardRun<Cell, T>::recur_normalised(int64_t k, int64_t gx_base, int64_t g
   step_barrier();
   for (int64_t i = 0; i < running; ++i) {
     const Moments<T> of_r = moments<G>(raw_of(i), s_.H, Hp_);
+    if (p_.reserve && panels.begin == 0 && panels.size()) row_[i].saved[(kNorm + G) * Hp_] = of_r.rstd;
     for (int64_t panel = panels.begin; panel < panels.end; ++panel)
       units_normalised<kSpecial>(row_[i], panel, of_r, raw_of(i),
                                  gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
@@ -69,14 +70,12 @@ void ForwardRun<Cell, T>::recur_normalised(int64_t k, int64_t gx_base, int64_t g
     for (int64_t i = 0; i < running; ++i) {
       const Row& row = row_[i];
       const Moments<T> of_c = moments<1>(row.c_new, s_.H, Hp_);
+      if (p_.reserve && panels.begin == 0 && panels.size()) row.saved[(kNormC + 1) * Hp_] = of_c.rstd;
       for (int64_t unit = panels.begin * W; unit < panels.end * W; unit += W) {
         const V n = (V::load(row.c_new + unit) - V(of_c.mean)) * V(of_c.rstd);
         const V gain = V::load(w_.vectors + G * Hp_ + unit), shift = V::load(w_.vectors + (G + 1) * Hp_ + unit);
         const V h = Cell::output(V::load(row.saved + Cell::kOutputGate * Hp_ + unit), n * gain + shift);
-        if (p_.reserve) {
-          n.store(row.saved + kNormC * Hp_ + unit);
-          V(of_c.rstd).store(row.saved + (kNormC + 1) * Hp_ + unit);
-        }
+        if (p_.reserve) n.store(row.saved + kNormC * Hp_ + unit);
         if (s_.P)
           h.store(row.h_full + unit);
         else
@@ -97,7 +96,6 @@ void ForwardRun<Cell, T>::units_normalised(const Row& row, int64_t panel, const 
     r[g] = n * V::load(w_.vectors + g * Hp_ + unit) + V::load(w_.bh[0] + (panel * G + g) * W);
     if (p_.reserve) n.store(row.saved + (kNorm + g) * Hp_ + unit);
   }
-  if (p_.reserve) V(of_r.rstd).store(row.saved + (kNorm + G) * Hp_ + unit);
   s[0] = Cell::kReadsH ? load_lanes(row.h_prev + unit, lanes) : V(0);
   for (int e = 0; e < kExtra; ++e) s[1 + e] = V::load(row.c_prev + e * Hp_ + unit);
   cell_forward<Cell>(x, r, s, static_cast<const V*>(nullptr), s_new, saved);
@@ -119,10 +117,9 @@ void BackwardRun<Cell, T>::undo_norms(int64_t running) {
       const T *dn = dn_of(i), *n = row.saved + kNormC * Hp_;
       const auto means =
           norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
-      for (int64_t u = own.begin; u < own.end; u += W) {
-        const V rstd = V::load(row.saved + (kNormC + 1) * Hp_ + u);
+      const V rstd(row.saved[(kNormC + 1) * Hp_]);
+      for (int64_t u = own.begin; u < own.end; u += W)
         gates_from_c<kSpecial>(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
-      }
     }
   }
   step_barrier();
@@ -132,13 +129,12 @@ void BackwardRun<Cell, T>::undo_norms(int64_t running) {
     const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
       return std::make_pair(V::load(da + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
     });
-    for (int64_t u = own.begin; u < own.end; u += W) {
-      const V rstd = V::load(row.saved + (kNorm + G) * Hp_ + u);
+    const V rstd(row.saved[(kNorm + G) * Hp_]);
+    for (int64_t u = own.begin; u < own.end; u += W)
       for (int g = 0; g < G; ++g) {
         const V d = V::load(da + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(row.dr + g * Hp_ + u);
       }
-    }
   }
 }
 // Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates keep the former, for the gains
@@ -152,9 +148,10 @@ void BackwardRun<Cell, T>::undo_input_norm() {
     const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
       return std::make_pair(V::load(dx + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
     });
+    const V rstd(n[G * Hp_]);
     for (int g = 0; g < G; ++g)
       for (int64_t u = 0; u < s_.H; u += W) {
-        const V d = V::load(dx + g * Hp_ + u), at = V::load(n + g * Hp_ + u), rstd = V::load(n + G * Hp_ + u);
+        const V d = V::load(dx + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
         d.store(dx + (G + g) * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(dx + g * Hp_ + u);
       }

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from . import _core, _oracle
 from ._backprop import Backprop
-from ._cells import CELLS, LANES, kept_shape, sizes, width_beyond
+from ._cells import CELLS, LANES, NORMALISED, kept_shape, sizes, width_beyond
 from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
 from ._memory import address_of, check_storage, dense
 from ._noise import Noise
@@ -268,7 +268,7 @@ def forward(
         if backprop is not None and backprop.checkpoint_every:
             reserve = x.new_zeros(shape) if whole_reserve else x.new_empty(shape)
             backward_options = (backprop.segment_steps(cell, item, T, B, I, H, P, directions), 0.0, 0, 0, 0)
-        elif whole_reserve and (lengths is not None or H % LANES):
+        elif whole_reserve and (lengths is not None or H % LANES or cell in NORMALISED):
             reserve = x.new_zeros(shape)
         elif T * B * H < _KEPT_ELEMENTS:
             reserve = x.new_empty(shape)
