@@ -131,8 +131,9 @@ void rnn_backward(const std::string& cell, int itemsize, int64_t T, int64_t B, i
   itemsize == 4 ? call(0.0f) : call(0.0);
 }
 
-// Uninitialised memory for what forward keeps for backward; it returns to the engine when the last user lets go.
-py::array reserve(const std::vector<py::ssize_t>& shape, int itemsize) {
+// Uninitialised memory for large results and for what forward keeps; it returns to the engine when the last user lets
+// go.
+py::array kept_array(const std::vector<py::ssize_t>& shape, int itemsize) {
   int64_t bytes = itemsize;
   for (const py::ssize_t n : shape) bytes *= n;
   auto buffer = std::make_unique<Buffer>(take_buffer(bytes));
@@ -335,7 +336,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("rnn_forward", &rnn_forward);
   m.def("rnn_backward", &rnn_backward);
   m.def("dropout_mask", &dropout_mask);
-  m.def("reserve", &reserve, py::arg("shape"), py::arg("itemsize"));
+  m.def("kept_array", &kept_array, py::arg("shape"), py::arg("itemsize"));
   m.def("plan", &plan, py::arg("cell"), py::arg("itemsize"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("P"), py::arg("D"), py::arg("training"), py::arg("threads"), py::arg("schedule") = "");
   m.def("measure_fma", &measure_fma, py::arg("threads"), "Multiply-add rate of all threads together, GFLOP/s.");

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from fastrnn import nn  # noqa: E402
+from fastrnn import functional, nn  # noqa: E402
 
 B, TQ, TK, D = 2, 30, 40, 16
 PAIRS = B * TQ * TK
@@ -71,3 +71,17 @@ def test_the_formula_written_out_is_noticed():
         return weights @ memory, weights
 
     assert largest(eager, *data()) == PAIRS * D
+
+
+def test_memory_of_large_results_comes_back_when_nobody_holds_them():
+    query = torch.randn(2, 300, 600)  # 1.4 MB, as the gradients
+    with torch.no_grad():
+        first, _ = functional.dot_attention(query, query, query)
+        held, before = first[0], first.clone()
+        place = first.data_ptr()
+        del first
+        second, _ = functional.dot_attention(query, query, -query)  # a view holds the first
+        assert second.data_ptr() != place and torch.equal(held, before[0])
+        del held
+        third, _ = functional.dot_attention(query, query, query)
+    assert third.data_ptr() == place and torch.equal(third, before) and torch.equal(second, -before)

@@ -12,12 +12,15 @@ const AttentionKernels<T>& kernels(ScoreId score) {
     return cpu_table().attention->f64[score];
 }
 
-// One thread where the work is not worth waking others for (some 20 us).
+// What a few queries cost is reading the keys and values, as much as this many more queries would.
+constexpr int64_t kReading = 4;
+
+// One thread where the work is not worth waking others for (2 us where they still spin, 20 us where they sleep).
 template <class T, class Params>
 void run(const AttentionKernels<T>& kernels, const Params& p, bool backward, RunOptions options,
          void (*kernel)(const Params&, char*, const Team&)) {
   const AttentionShape& s = p.shape;
-  if (s.B * s.Tq * s.Tk * s.D < kernels.worth_waking) options.threads = 1;
+  if (s.B * (s.Tq + kReading) * s.Tk * s.D < kernels.worth_waking) options.threads = 1;
   run_kernel(p, options, [&](int n) { return kernels.scratch(p, backward, n); }, kernel);
 }
 }  // namespace

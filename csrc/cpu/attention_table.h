@@ -6,7 +6,7 @@
 namespace fastrnn {
 template <class T>
 struct AttentionKernels {
-  int64_t worth_waking;  // B*Tq*Tk*D from which more than one thread pays
+  int64_t worth_waking;  // products, see attention.cpp, from which more than one thread pays
   int64_t (*scratch)(const AttentionInput<T>&, bool backward, int threads);  // bytes for the whole team
   void (*forward)(const AttentionForward<T>&, char* scratch, const Team&);   // scratch 64-byte aligned
   void (*backward)(const AttentionBackward<T>&, char* scratch, const Team&);

@@ -24,8 +24,8 @@ class Buffer {
 // Scratch of the calling thread, kept between calls unless it is large.
 char* thread_scratch(int64_t bytes);
 
-// A buffer of at least `bytes`, which may be one that was given back: a training step needs the same reserve as the
-// step before, and pages that the system has taken back and zeroed cost up to a tenth of the step.
+// A buffer of at least `bytes`, which may be one that was given back: a training step needs the same memory as the step
+// before, and pages that the system has taken back and zeroed cost a tenth of the step and more.
 Buffer take_buffer(int64_t bytes);
 void give_back(Buffer buffer);
 }  // namespace fastrnn

@@ -4,8 +4,8 @@
 
 namespace fastrnn {
 namespace {
-// Where a normalised cell keeps r (0), W x (1) and c (2): G values of each unit (c: one), then 1/deviation of the row, a
-// single number (whole vectors of it would be a sixth of what is written), after its own.
+// Where a normalised cell keeps r (0), W x (1) and c (2): G values of each unit (c: one), then 1/deviation of the row,
+// a single number (whole vectors of it would be a sixth of what is written), after its own.
 template <class Cell>
 constexpr int norm_slot(int which) {
   const int all = 2 * (Cell::kGates + 1) + 2 * (Cell::kStates - 1);

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import _core
-from ._attention_checks import function_of
+from ._attention_checks import ACTIVATIONS, function_of
 from ._attention_masks import cleared, hidden_keys
-from ._memory import address_of, dense, in_place
+from ._memory import address_of, dense, in_place, kept_empty, kept_empty_like
 from ._tensor_checks import check_lengths_within
 from .threads import current as current_threads
 
 DTYPES = (torch.float32, torch.float64)
 SCORES = tuple(_core.SCORES)
+_NOWHERE = [0, 0, 0]  # strides of what is absent
+_empty_like = partial(torch.empty_like, memory_format=torch.contiguous_format)
 
 
 def strides_of(pairs: Tensor | None) -> list[int]:
     """Strides of an array [B, Tq, Tk]; zeros for None."""
-    return [0, 0, 0] if pairs is None else list(pairs.stride())
+    return _NOWHERE if pairs is None else list(pairs.stride())
 
 
 def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple:
@@ -47,6 +51,39 @@ def _arguments(score, query, key, value, v, lengths, mask, bias, scale) -> tuple
     return call, (tensors, mask, bias)
 
 
+def prepare(score, query, key, value, v, scale) -> object | None:
+    """The call as _core takes it where every argument is plain, right and in place; else None, and the slow path explains
+    or copies. One pass, because this is what a decoder's step costs."""
+    try:
+        (B, Tq, D), Tk, (_, _, Dv) = query.shape, key.shape[1], value.shape
+        dtype = query.dtype
+        item = 4 if dtype is torch.float32 else 8
+        if dtype not in DTYPES or not B * Tq * Tk * D * Dv or (v is None) is (score in ACTIVATIONS):
+            return None
+        addresses = []
+        for t, shape in ((query, (B, Tq, D)), (key, (B, Tk, D)), (value, (B, Tk, Dv)), (v, (D,))):
+            if t is None:
+                addresses.append(0)
+                continue
+            if (
+                (type(t) is not Tensor and type(t) is not Parameter)
+                or t.shape != shape
+                or t.dtype is not dtype
+                or not t.is_cpu
+                or not t.is_contiguous()
+                or t.is_neg()
+                or (t.storage_offset() + t.numel()) * item > t.untyped_storage().nbytes()
+            ):
+                return None
+            address = t.data_ptr()
+            if address % item:
+                return None
+            addresses.append(address)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # not tensors, sparse, another rank
+    return _core.Attention(score, item, B, Tq, Tk, D, Dv, *addresses, 0, 0, _NOWHERE, 0, _NOWHERE, scale)
+
+
 def _finite(tensors: Sequence[Tensor]) -> bool:
     """Whether sums are finite: a little more than whether elements are, and cheaper."""
     return all(math.isfinite(t.sum()) for t in tensors)
@@ -62,25 +99,29 @@ def _without_hidden(key, value, mask, bias):
     return cleared(key, hidden), cleared(value, hidden)
 
 
-def forward(score, query, key, value, v, lengths, mask, bias, scale, again=True):
-    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
-    context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale)
+def forward(score, query, key, value, v, lengths, mask, bias, scale, call=None, again=True):
+    """call: what prepare() has found, if anything."""
+    if call is None:
+        call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale, kept_empty)
     _core.attention_forward(call, context.data_ptr(), weights.data_ptr(), current_threads())
     if again and value is not None and (mask is not None or bias is not None) and not _finite((context,)):
         key, value = _without_hidden(key, value, mask, bias)
-        return forward(score, query, key, value, v, lengths, mask, bias, scale, False)
+        return forward(score, query, key, value, v, lengths, mask, bias, scale, again=False)
     return context, weights
 
 
 def backward(
     score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, again=True
 ):
-    call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
+    call = prepare(score, query, key, value, v, scale) if lengths is mask is bias is None else None
+    if call is None:
+        call, _owners = _arguments(score, query, key, value, v, lengths, mask, bias, scale)
     named = {"weights": weights, "dcontext": dcontext, "dweights": dweights}
     weights, dcontext, dweights = (dense(function_of(score), name, t) for name, t in named.items())
     found = new_gradients(
-        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias
-    )
+        score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias, kept_empty_like
+    )  # fmt: skip
     _core.attention_backward(
         call, weights.data_ptr(), address_of(dcontext), address_of(dweights), *map(address_of, found), current_threads()
     )
@@ -92,12 +133,15 @@ def backward(
     return found
 
 
-def new_outputs(score, query, key, value, v, lengths, mask, bias, scale):
+def new_outputs(score, query, key, value, v, lengths, mask, bias, scale, empty=Tensor.new_empty):
     (B, Tq, _), Tk = query.shape, key.shape[1]
-    context = query.new_empty(0) if value is None else query.new_empty(B, Tq, value.shape[2])
-    return context, query.new_empty(B, Tq, Tk)
+    context = query.new_empty(0) if value is None else empty(query, B, Tq, value.shape[2])
+    return context, empty(query, B, Tq, Tk)
 
 
-def new_gradients(score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias):
+def new_gradients(
+    score, query, key, value, v, lengths, mask, bias, scale, weights, dcontext, dweights, with_dbias,
+    empty_like=_empty_like,
+):  # fmt: skip
     like = (query, key, value, v, weights if with_dbias else None)
-    return tuple(query.new_empty((0,) if t is None else t.shape) for t in like)
+    return tuple(query.new_empty(0) if t is None else empty_like(t) for t in like)

@@ -50,17 +50,27 @@ def attention(
     if ops.is_watched() or ops.is_exotic(tensors):
         return _forward_anywhere(score, *tensors, scale)
     if torch.is_grad_enabled() and ops.wants_gradient(tensors):
-        return _Eager.apply(score, *tensors, scale)
+        return _Eager.apply(score, *tensors, scale, None)
     return _backends.attention_of(query).forward(score, *tensors, scale)
+
+
+def attention_in_place(
+    call: object, score: str, query: Tensor, key: Tensor, value: Tensor, v: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """attention() of what prepare() of the backend has made a call of, where ops.is_watched() is false."""
+    tensors = (query, key, value, v, None, None, None)
+    if torch.is_grad_enabled() and ops.wants_gradient(tensors):
+        return _Eager.apply(score, *tensors, scale, call)
+    return _backends.attention_of(query).forward(score, *tensors, scale, call)
 
 
 class _Eager(torch.autograd.Function):
     """Path 2."""
 
     @staticmethod
-    def forward(ctx, score, query, key, value, v, lengths, mask, bias, scale):
-        arguments = (score, query, key, value, v, lengths, mask, bias, scale)
-        context, weights = _backends.attention_of(query).forward(*arguments)
+    def forward(ctx, score, query, key, value, v, lengths, mask, bias, scale, call):
+        forward = _backends.attention_of(query).forward
+        context, weights = forward(score, query, key, value, v, lengths, mask, bias, scale, call)
         ctx.save_for_backward(query, key, value, v, lengths, mask, bias, weights)
         ctx.score, ctx.scale = score, scale
         ctx.set_materialize_grads(False)
@@ -69,7 +79,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dcontext, dweights):
         raw = not (torch.is_grad_enabled() or ops.is_watched() or ops.is_exotic((dcontext, dweights)))
-        return _differentiate(ctx, dcontext, dweights, raw)
+        return *_differentiate(ctx, dcontext, dweights, raw), None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def forward(
         elif T * B * H < _KEPT_ELEMENTS:
             reserve = x.new_empty(shape)
         else:
-            reserve = torch.from_numpy(_core.reserve(shape, item))
+            reserve = torch.from_numpy(_core.kept_array(shape, item))
         reserve_address = reserve.data_ptr()
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),

@@ -1,10 +1,17 @@
-"""From a tensor to memory that a kernel can read: inside its storage, aligned, contiguous. The one place that knows how."""
+"""From a tensor to memory that a kernel can read: inside its storage, aligned, contiguous. The one place that knows how.
+And memory for results."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
+from . import _core
 from ._checks import storage_error
+
+_KEPT_BYTES = 1 << 20
 
 
 def check_storage(function: str, name: str, t: Tensor) -> None:
@@ -54,3 +61,21 @@ def rows_in_place(function: str, name: str, t: Tensor | None) -> tuple[Tensor | 
 def address_of(t: Tensor | None) -> int:
     """Where the memory is; 0 for None."""
     return 0 if t is None else t.data_ptr()
+
+
+def kept_empty(like: Tensor, *shape: int) -> Tensor:
+    """A CPU tensor without values, in the dtype of `like` (float32 or float64).
+
+    A large one is the engine's memory, which goes back there when the last user lets go: the C library returns large
+    blocks to the system, and the page faults of the next ones have taken as long as attention itself.
+    """
+    if like.element_size() * math.prod(shape) < _KEPT_BYTES:
+        return like.new_empty(*shape)
+    return torch.from_numpy(_core.kept_array(shape, like.element_size()))
+
+
+def kept_empty_like(t: Tensor) -> Tensor:
+    """The same, contiguous, in the shape and dtype of t."""
+    if t.nbytes < _KEPT_BYTES:
+        return torch.empty_like(t, memory_format=torch.contiguous_format)
+    return kept_empty(t, *t.shape)

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _devices
+from . import _backends, _checks, _devices, ops
 from ._attention_checks import ACTIVATIONS, additive_score, check_scale, check_shapes, function_of
 from ._attention_masks import as_mask, expanded
-from ._attention_operators import attention
+from ._attention_operators import attention, attention_in_place
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory, is_plain
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
+
+_autocast = torch.is_autocast_enabled
 
 
 def additive_attention(
@@ -144,6 +146,11 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
 
 def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Tensor, Tensor]:
     function = function_of(score)
+    if lengths is mask is bias is None and isinstance(query, Tensor) and not (ops.is_watched() or _autocast("cpu")):
+        scale = check_scale(function, scale)
+        call = _backends.attention_of(query).prepare(score, query, key, value, v, scale)
+        if call is not None:
+            return attention_in_place(call, score, query, key, value, v, scale)
     (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
     has_v = score in ACTIVATIONS
     if not _fit(query, key, value, v, has_v):
@@ -164,7 +171,7 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
 def _cast(*tensors: object) -> tuple[tuple, torch.dtype | None]:
     """The tensors as autocast wants them, and the dtype of the results (that of the first)."""
     device = "cuda" if isinstance(tensors[0], Tensor) and tensors[0].is_cuda else "cpu"
-    if torch.is_autocast_enabled(device):
+    if _autocast(device):
         narrow = torch.get_autocast_dtype(device)
         kinds = (torch.float32, torch.bfloat16, torch.float16)
         tensors = tuple(t.to(narrow) if isinstance(t, Tensor) and t.dtype in kinds else t for t in tensors)
