@@ -8,6 +8,15 @@
 
 namespace fastrnn {
 namespace {
+// Asks for one line after the other.
+struct FetchLines {
+  const char* at;
+  FASTRNN_HD void operator()() {
+    __builtin_prefetch(at, 0, 2);
+    at += 64;
+  }
+};
+
 class Ahead {
  public:
   // What is asked for has to stay beside what is in use; of a cache of 1 MB or more.
@@ -20,15 +29,18 @@ class Ahead {
     ranges_[count_++] = {begin, begin + bytes};
     bytes_ += bytes;
   }
-  // Asks for the next few cache lines.
-  void fetch(int64_t lines) {
-    while (count_ && lines > 0) {
-      Range& r = ranges_[0];
-      for (; lines > 0 && r.at < r.end; --lines, r.at += 64) __builtin_prefetch(r.at, 0, 2);
-      if (r.at < r.end) return;
+  // The next `lines` cache lines; `in_cache` where nothing is left to ask for. One line at each step of a tile: asked
+  // for together, between two tiles, they wait for each other, and the tile for them.
+  FetchLines next(int64_t lines, const void* in_cache) {
+    if (!count_) return {static_cast<const char*>(in_cache)};
+    Range& r = ranges_[0];
+    const FetchLines found{r.at};
+    r.at += 64 * lines;
+    if (r.at >= r.end) {
       --count_;
       for (int i = 0; i < count_; ++i) ranges_[i] = ranges_[i + 1];
     }
+    return found;
   }
 
  private:

@@ -5,8 +5,7 @@
 //   panel:  out[m, n] = sum over k of a[m][k] w[k][n]                             w packed panel by panel (matmul.h)
 //
 // Both sum every element in one order whatever the tile, so results do not depend on how rows are divided, provided
-// that a range of rows starts at a multiple of kTile. Between tiles both ask for what comes next, a line for every 32
-// multiply-adds of vectors: at twice that rate products wait for the requests.
+// that a range of rows starts at a multiple of kTile. Both ask for what comes next, a line at each step of a tile.
 #include "../attention.h"
 #include "ahead.h"
 #include "layout.h"
@@ -47,7 +46,7 @@ FASTRNN_HD Vec<T> row_sums(Vec<T>* rows) {
 // what is summed, and its rounding, stays small.
 constexpr int kCentredSteps = 4;
 template <int TI, class T, class Term>
-void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& term, T* sums) {
+void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& term, T* sums, FetchLines fetch) {
   using V = Vec<T>;
   constexpr int W = V::kWidth, kSums = TI * kTile;
   V acc[kSums];
@@ -57,6 +56,7 @@ void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& ter
   for (int64_t d = 0, block = 0; d < n; ++block) {
     const int64_t end = n - d > kBlock ? d + kBlock : n;
     for (; d < end; d += 2 * W) {
+      fetch();
       const auto at = term.at(d);
 #pragma GCC unroll 4
       for (int j = 0; j < kTile; ++j) {
@@ -95,9 +95,9 @@ void inner_products(int64_t n, int64_t M, const T* const* a, int64_t N, const T*
         ai[i] = a[m + i < M ? m + i : M - 1];
         bj[i] = b[k + i < N ? k + i : N - 1];
       }
-      ahead.fetch(n / Vec<T>::kWidth / 2);
+      const FetchLines fetch = ahead.next(n / Vec<T>::kWidth / 2, ai[0]);
       alignas(64) T sums[kTile * kTile];
-      M - m == 1 ? inner_tile<1>(n, ai, bj, term, sums) : inner_tile<kTile>(n, ai, bj, term, sums);
+      M - m == 1 ? inner_tile<1>(n, ai, bj, term, sums, fetch) : inner_tile<kTile>(n, ai, bj, term, sums, fetch);
       for (int i = 0; i < kTile && m + i < M; ++i)
         for (int j = 0; j < kTile && k + j < N; ++j) out[(m + i) * ld + k + j] = offset + factor * sums[i * kTile + j];
     }
@@ -179,12 +179,12 @@ void panel_columns(int64_t K, int64_t M, const T* const* a, const T* w, int64_t 
       const V x = n == NV * W ? V::load(w + k * ldw + j * W) : load_lanes(w + k * ldw + j * W, n - j * W);
       x.store(panel + (k * NV + j) * W);
     }
-  matmul_rows<T, NV>(K, M, a, panel, nullptr, 0, 1, false, [&](int64_t, int64_t r0, int mr, const T* sums) {
-    ahead.fetch(K * mr * NV / 32);
+  const auto store = [&](int64_t, int64_t r0, int mr, const T* sums) {
     for (int r = 0; r < mr; ++r)
       for (int j = 0; j < NV; ++j)
         store_lanes(V::load(sums + (r * NV + j) * W), out + (r0 + r) * ld + j * W, n - j * W);
-  });
+  };
+  matmul_rows<T, NV>(K, M, a, panel, nullptr, 0, 1, false, store, [&](int64_t k) { return ahead.next(k, panel); });
 }
 // out [M, N] (row stride ld); w [K, N], K at least 1, row stride ldw.
 template <class T>

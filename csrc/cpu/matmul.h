@@ -28,8 +28,13 @@ constexpr int kMaxTileVecs = 4;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-template <class T, int MR, int NV>
-void tile(int64_t K, const T* const* a, const T* w, const T* bias, T* out) {
+// What a tile may ask of memory at each of its steps, see FetchLines in ahead.h.
+struct FetchNothing {
+  FASTRNN_HD void operator()() const {}
+};
+
+template <class T, int MR, int NV, class Fetch>
+void tile(int64_t K, const T* const* a, const T* w, const T* bias, T* out, Fetch fetch) {
   using V = Vec<T>;
   constexpr int W = V::kWidth;
   const T* row[MR];
@@ -43,6 +48,7 @@ void tile(int64_t K, const T* const* a, const T* w, const T* bias, T* out) {
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) acc[r][j] = V(0);
     for (int64_t k = k0; k < k1; ++k, w += NV * W) {
+      fetch();
       V wk[NV];
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) wk[j] = V::load(w + j * W);
@@ -64,30 +70,30 @@ void tile(int64_t K, const T* const* a, const T* w, const T* bias, T* out) {
   }
 }
 
-template <class T, int NV>
-inline void tile_rows(int mr, int64_t K, const T* const* a, const T* w, const T* bias, T* out) {
+template <class T, int NV, class Fetch = FetchNothing>
+inline void tile_rows(int mr, int64_t K, const T* const* a, const T* w, const T* bias, T* out, Fetch fetch = {}) {
   constexpr int kMax = TileShape<T>::max_rows(NV);
   switch (mr) {
     case 1:
-      return tile<T, 1, NV>(K, a, w, bias, out);
+      return tile<T, 1, NV>(K, a, w, bias, out, fetch);
     case 2:
-      return tile<T, 2, NV>(K, a, w, bias, out);
+      return tile<T, 2, NV>(K, a, w, bias, out, fetch);
     case 3:
-      return tile<T, 3, NV>(K, a, w, bias, out);
+      return tile<T, 3, NV>(K, a, w, bias, out, fetch);
     case 4:
-      if constexpr (kMax >= 4) return tile<T, 4, NV>(K, a, w, bias, out);
+      if constexpr (kMax >= 4) return tile<T, 4, NV>(K, a, w, bias, out, fetch);
       break;
     case 5:
-      if constexpr (kMax >= 5) return tile<T, 5, NV>(K, a, w, bias, out);
+      if constexpr (kMax >= 5) return tile<T, 5, NV>(K, a, w, bias, out, fetch);
       break;
     case 6:
-      if constexpr (kMax >= 6) return tile<T, 6, NV>(K, a, w, bias, out);
+      if constexpr (kMax >= 6) return tile<T, 6, NV>(K, a, w, bias, out, fetch);
       break;
     case 7:
-      if constexpr (kMax >= 7) return tile<T, 7, NV>(K, a, w, bias, out);
+      if constexpr (kMax >= 7) return tile<T, 7, NV>(K, a, w, bias, out, fetch);
       break;
     case 8:
-      if constexpr (kMax >= 8) return tile<T, 8, NV>(K, a, w, bias, out);
+      if constexpr (kMax >= 8) return tile<T, 8, NV>(K, a, w, bias, out, fetch);
       break;
   }
 }
@@ -104,19 +110,24 @@ inline void for_each_row_tile(int64_t rows, Visit visit) {
 }
 
 // Panels [p0, p1) for all rows; walked backwards when `backwards`, so that the panels used last are still in cache.
-// visit(panel, first_row, rows, sums) with sums [rows][NV*W].
-template <class T, int NV, class Visit>
+// visit(panel, first_row, rows, sums) with sums [rows][NV*W]. fetch_next(steps): what a tile asks for at its steps.
+template <class T, int NV, class Visit, class FetchNext>
 inline void matmul_rows(int64_t K, int64_t rows, const T* const* a, const T* w, const T* bias, int64_t p0, int64_t p1,
-                        bool backwards, Visit visit) {
+                        bool backwards, Visit visit, FetchNext fetch_next) {
   constexpr int W = Vec<T>::kWidth;
   alignas(64) T sums[kMaxTileRows * kMaxTileVecs * W];
   for (int64_t i = p0; i < p1; ++i) {
     const int64_t p = backwards ? p0 + p1 - 1 - i : i;
     for_each_row_tile<TileShape<T>::max_rows(NV)>(rows, [&](int64_t r, int mr) {
-      tile_rows<T, NV>(mr, K, a + r, w + p * K * NV * W, bias ? bias + p * NV * W : nullptr, sums);
+      tile_rows<T, NV>(mr, K, a + r, w + p * K * NV * W, bias ? bias + p * NV * W : nullptr, sums, fetch_next(K));
       visit(p, r, mr, sums);
     });
   }
+}
+template <class T, int NV, class Visit>
+inline void matmul_rows(int64_t K, int64_t rows, const T* const* a, const T* w, const T* bias, int64_t p0, int64_t p1,
+                        bool backwards, Visit visit) {
+  matmul_rows<T, NV>(K, rows, a, w, bias, p0, p1, backwards, visit, [](int64_t) { return FetchNothing(); });
 }
 
 // out[m, j] (row stride ld_out) = sum over K of a[k][m0 + m] * b[k, j] (row stride ld_b), NV vectors of columns; or
