@@ -89,7 +89,7 @@ class Additive {
   static constexpr int W = V::kWidth;
 
  public:
-  static constexpr bool kHasV = true;
+  static constexpr bool kHasV = true, kFetches = false;
   // Terms q*k*d from which a second thread pays.
   static constexpr int64_t kWorthWaking = Activation::kExponentials ? 200'000 : 400'000;
 

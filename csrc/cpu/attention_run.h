@@ -1,8 +1,9 @@
 #pragma once
 // Attention with any score function: scores, softmax and context of a range of queries; all gradients of a batch.
 //
-// A score is a class of one T: kHasV (whether it has a parameter v [D]), kWorthWaking, take() its scratch, scores() and
-// gradients(); see dot.h for the smallest.
+// A score is a class of one T: kHasV (whether it has a parameter v [D]), kFetches (whether gradients() asks for what
+// comes next, as scores() does), kWorthWaking, take() its scratch, scores() and gradients(); see dot.h for the
+// smallest.
 #include "attention_products.h"
 #include "attention_table.h"
 #include "softmax.h"
@@ -29,29 +30,30 @@ class Attention {
     values_.take(arena, s_.Tk);
   }
 
-  // What forward() or backward() will read and write of queries [q0, q1) of batch b, to be fetched meanwhile.
-  void expect(const AttentionForward<T>& p, int64_t b, int64_t q0, int64_t q1) {
-    ahead_.clear();
-    expect_inputs(b, q0, q1);
-    if (p.value) ahead_.add(p.context + (b * s_.Tq + q0) * s_.Dv, (q1 - q0) * s_.Dv * sizeof(T));
-  }
-  void expect(const AttentionBackward<T>& p, int64_t b) {
-    ahead_.clear();
-    if (p.value) ahead_.add(p.dcontext + b * s_.Tq * s_.Dv, s_.Tq * s_.Dv * sizeof(T));
-    expect_inputs(b, 0, s_.Tq);
-  }
+  // The queries after those of forward(), and the batch after that of backward(), whose memory is fetched meanwhile.
+  void expect(int64_t b, int64_t q0, int64_t q1) { next_ = {b, q0, q1}; }
 
   // Queries [q0, q1) of batch b.
   void forward(const AttentionForward<T>& p, int64_t b, int64_t q0, int64_t q1) {
     const int64_t keys = length_of(p.lengths, s_.Tk, b);
     T* weights = p.weights + (b * s_.Tq + q0) * s_.Tk;
+    T* context = p.context + (b * s_.Tq + q0) * s_.Dv;
+    ahead_.clear();
+    if (p.value) {  // while scores are computed, what follows them, then the next scores' arguments
+      ahead_.add(p.value + b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
+      ahead_.add(context, (q1 - q0) * s_.Dv * sizeof(T));
+    }
     if (keys) score_.scores(b, q0, q1, keys, weights, ahead_);
     if (!p.value) return;
+    ahead_.clear();
+    if (next_.q0 < next_.q1) {
+      ahead_.add(p.query + (next_.b * s_.Tq + next_.q0) * s_.D, (next_.q1 - next_.q0) * s_.D * sizeof(T));
+      ahead_.add(p.key + next_.b * s_.Tk * s_.D, length_of(p.lengths, s_.Tk, next_.b) * s_.D * sizeof(T));
+    }
     for (int64_t q = q0; q < q1; ++q) {
       rows_[q - q0] = weights + (q - q0) * s_.Tk;
       masked_softmax(p, b, q, keys, weights + (q - q0) * s_.Tk);
     }
-    T* context = p.context + (b * s_.Tq + q0) * s_.Dv;
     if (!keys) return fill_zero(context, (q1 - q0) * s_.Dv);
     panel_product(keys, q1 - q0, rows_, p.value + b * s_.Tk * s_.Dv, s_.Dv, s_.Dv, panel_, context, s_.Dv, ahead_);
   }
@@ -68,22 +70,34 @@ class Attention {
       return fill_zero(dv, Score::kHasV ? s_.D : 0);
     }
     fill_zero(dscore_ + s_.Tq * Kp_, (round_up(s_.Tq, kTile) - s_.Tq) * Kp_);
+    ahead_.clear();  // while the values' gradients are computed, what follows them, then their next arguments
+    if (Score::kFetches) {
+      ahead_.add(p.key + b * s_.Tk * s_.D, keys * s_.D * sizeof(T));
+      ahead_.add(p.query + b * s_.Tq * s_.D, s_.Tq * s_.D * sizeof(T));
+      ahead_.add(dquery, s_.Tq * s_.D * sizeof(T));
+      ahead_.add(dkey, keys * s_.D * sizeof(T));
+    } else {
+      expect_values(p);
+    }
     if (p.value)
       value_gradients(p, b, keys);
     else
       for (int64_t q = 0; q < s_.Tq; ++q)
         copy_or_zero(p.dweights + (b * s_.Tq + q) * s_.Tk, s_.Tk, dscore_ + q * Kp_, Kp_);
+    ahead_.clear();
+    if (Score::kFetches) expect_values(p);
     score_.gradients(b, keys, dscore_, Kp_, dquery, dkey, dv, ahead_);
   }
 
  private:
-  void expect_inputs(int64_t b, int64_t q0, int64_t q1) {
-    const int64_t keys = length_of(p_.lengths, s_.Tk, b);
-    if (p_.value) ahead_.add(p_.value + b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
-    ahead_.add(p_.query + (b * s_.Tq + q0) * s_.D, (q1 - q0) * s_.D * sizeof(T));
-    ahead_.add(p_.key + b * s_.Tk * s_.D, keys * s_.D * sizeof(T));
+  // What the values' gradients of the next batch need.
+  void expect_values(const AttentionBackward<T>& p) {
+    if (!p.value || next_.q0 == next_.q1) return;
+    const int64_t keys = length_of(p.lengths, s_.Tk, next_.b);
+    ahead_.add(p.dcontext + next_.b * s_.Tq * s_.Dv, s_.Tq * s_.Dv * sizeof(T));
+    ahead_.add(p.value + next_.b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
+    ahead_.add(p.dvalue + next_.b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
   }
-
   // dscore_, dvalue and dbias.
   void value_gradients(const AttentionBackward<T>& p, int64_t b, int64_t keys) {
     const T *weights = p.weights + b * s_.Tq * s_.Tk, *value = p.value + b * s_.Tk * s_.Dv;
@@ -108,6 +122,9 @@ class Attention {
   Score score_;
   PaddedRows<T> dcontext_, values_;
   Ahead ahead_;
+  struct {
+    int64_t b, q0, q1;
+  } next_ = {0, 0, 0};
   T *panel_, *dscore_, *weights_t_;
   const T** rows_;
 };
@@ -141,7 +158,8 @@ void attention_forward(const AttentionForward<T>& p, char* scratch, const Team& 
     if (i < items && q0 < q1) use(i / parts, q0, q1);
   };
   for (int64_t i = team.rank; i < items && !team.poll_stop(); i += team.size) {
-    of(i + team.size, [&](int64_t b, int64_t q0, int64_t q1) { run.expect(p, b, q0, q1); });
+    run.expect(0, 0, 0);
+    of(i + team.size, [&](int64_t b, int64_t q0, int64_t q1) { run.expect(b, q0, q1); });
     of(i, [&](int64_t b, int64_t q0, int64_t q1) { run.forward(p, b, q0, q1); });
   }
 }
@@ -156,7 +174,7 @@ void attention_backward(const AttentionBackward<T>& p, char* scratch, const Team
   run.take(own, true);
   T* dv = reinterpret_cast<T*>(scratch + team.size * own_bytes);  // [B, D], then their sum
   for (int64_t b = team.rank; b < p.shape.B && !team.poll_stop(); b += team.size) {
-    if (b + team.size < p.shape.B) run.expect(p, b + team.size);
+    run.expect(b + team.size, 0, b + team.size < p.shape.B ? p.shape.Tq : 0);
     run.backward(p, b, dv + b * D);
   }
   team.sync();

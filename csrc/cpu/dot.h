@@ -7,7 +7,7 @@ namespace {
 template <class T>
 class DotScore {
  public:
-  static constexpr bool kHasV = false;
+  static constexpr bool kHasV = false, kFetches = true;
   static constexpr int64_t kWorthWaking = 400'000;  // products q*k*d from which a second thread pays
 
   explicit DotScore(const AttentionInput<T>& p) : p_(p), s_(p.shape), queries_(s_.D), keys_(s_.D) {}
