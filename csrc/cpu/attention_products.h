@@ -41,14 +41,14 @@ FASTRNN_HD Vec<T> row_sums(Vec<T>* rows) {
   return rows[0];
 }
 
-// TI rows of a by kTile rows of b, n a multiple of 2 W: sums [TI][kTile]. Each accumulator has W partial sums. A term
+// TI rows of a by TJ rows of b, n a multiple of 2 W: sums [TI][TJ]. Each accumulator has W partial sums. A term
 // that says what its sums are around (kCentred) has that taken off every kCentredSteps steps of 2 W columns, so that
 // what is summed, and its rounding, stays small.
 constexpr int kCentredSteps = 4;
-template <int TI, class T, class Term>
+template <int TI, int TJ, class T, class Term>
 void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& term, T* sums, FetchLines fetch) {
   using V = Vec<T>;
-  constexpr int W = V::kWidth, kSums = TI * kTile;
+  constexpr int W = V::kWidth, kSums = TI * TJ;
   V acc[kSums];
 #pragma GCC unroll 16
   for (int i = 0; i < kSums; ++i) acc[i] = V(0);
@@ -59,11 +59,11 @@ void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& ter
       fetch();
       const auto at = term.at(d);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTile; ++j) {
+      for (int j = 0; j < TJ; ++j) {
         const V b0 = V::load(b[j] + d), b1 = V::load(b[j] + d + W);
 #pragma GCC unroll 4
         for (int i = 0; i < TI; ++i) {
-          V& sum = acc[i * kTile + j];
+          V& sum = acc[i * TJ + j];
           sum = term.add(sum, at, i, V::load(a[i] + d), b0, V::load(a[i] + d + W), b1);
         }
       }
@@ -84,23 +84,29 @@ void inner_tile(int64_t n, const T* const* a, const T* const* b, const Term& ter
   }
 }
 
-// out[m, k] (row stride ld) for m in [0, M), k in [0, N).
+// out[m, k] (row stride ld) for m in [0, M), k in [0, N). At the ends there are tiles of one and two rows, for three
+// the last row stands in once more: 50 by 50 rows are 12 1/2 tiles each way.
 template <class T, class Term>
 void inner_products(int64_t n, int64_t M, const T* const* a, int64_t N, const T* const* b, const Term& term, T offset,
                     T factor, T* out, int64_t ld, Ahead& ahead) {
-  for (int64_t k = 0; k < N; k += kTile)
-    for (int64_t m = 0; m < M; m += kTile) {
-      const T *ai[kTile], *bj[kTile];
-      for (int i = 0; i < kTile; ++i) {  // beyond the end the last row stands in
-        ai[i] = a[m + i < M ? m + i : M - 1];
-        bj[i] = b[k + i < N ? k + i : N - 1];
-      }
-      const FetchLines fetch = ahead.next(n / Vec<T>::kWidth / 2, ai[0]);
-      alignas(64) T sums[kTile * kTile];
-      M - m == 1 ? inner_tile<1>(n, ai, bj, term, sums, fetch) : inner_tile<kTile>(n, ai, bj, term, sums, fetch);
-      for (int i = 0; i < kTile && m + i < M; ++i)
-        for (int j = 0; j < kTile && k + j < N; ++j) out[(m + i) * ld + k + j] = offset + factor * sums[i * kTile + j];
-    }
+  alignas(64) T sums[kTile * kTile];
+  const auto tile_of = [&](auto rows, auto columns, int64_t m, int64_t k) {
+    constexpr int TI = decltype(rows)::value, TJ = decltype(columns)::value;
+    const T *ai[TI], *bj[TJ];
+    for (int i = 0; i < TI; ++i) ai[i] = a[m + i < M ? m + i : M - 1];
+    for (int j = 0; j < TJ; ++j) bj[j] = b[k + j < N ? k + j : N - 1];
+    inner_tile<TI, TJ>(n, ai, bj, term, sums, ahead.next(n / Vec<T>::kWidth / 2, ai[0]));
+    for (int i = 0; i < TI && m + i < M; ++i)
+      for (int j = 0; j < TJ && k + j < N; ++j) out[(m + i) * ld + k + j] = offset + factor * sums[i * TJ + j];
+  };
+  const std::integral_constant<int, 1> one;
+  const std::integral_constant<int, 2> two;
+  const std::integral_constant<int, kTile> all;
+  const auto rows_of = [&](auto columns, int64_t k) {
+    for (int64_t m = 0; m < M; m += kTile)
+      M - m == 1 ? tile_of(one, columns, m, k) : M - m == 2 ? tile_of(two, columns, m, k) : tile_of(all, columns, m, k);
+  };
+  for (int64_t k = 0; k < N; k += kTile) N - k <= 2 ? rows_of(two, k) : rows_of(all, k);
 }
 
 template <class T>
