@@ -55,6 +55,19 @@ Moments<T> moments(const T* row, int64_t H, int64_t Hp) {
   return {mean, inverse_deviation(sum_all(squares) / count)};
 }
 
+// then(row, first(row)) for n rows. What a row as a whole has to give first is a chain of sums, a root and a division:
+// those of several rows overlap.
+template <class First, class Then>
+void after_first(int64_t n, First first, Then then) {
+  constexpr int64_t kRows = 8;
+  decltype(first(n)) found[kRows];
+  for (int64_t from = 0; from < n; from += kRows) {
+    const int64_t rows = n - from < kRows ? n - from : kRows;
+    for (int64_t i = 0; i < rows; ++i) found[i] = first(from + i);
+    for (int64_t i = 0; i < rows; ++i) then(from + i, found[i]);
+  }
+}
+
 // What the gradient of n needs of a whole row: the means of d and of d * n over G x H values.
 template <class T>
 struct NormSums {

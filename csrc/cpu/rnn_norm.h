@@ -25,25 +25,27 @@ void ForwardRun<Cell, T>::normalise_inputs(int64_t n) {
       squares.store(sums_ + (r * 2 + 1) * Hp_ + p * W);
     }
   step_barrier();
-  for (int64_t r = 0; r < n; ++r) {
+  const auto of_row = [&](int64_t r) -> Moments<T> {
     const T *sums = sums_ + r * 2 * Hp_, *squares = sums + Hp_;
     V all(0), spread(0);
     for (int64_t u = 0; u < s_.H; u += W) all = all + V::load(sums + u);
-    const V mean(sum_lanes(all) / count);
+    const T mean = sum_lanes(all) / count;
     for (int64_t u = 0; u < s_.H; u += W) {
-      const V d = V::load(sums + u) / V(gates) - mean;
+      const V d = V::load(sums + u) / V(gates) - V(mean);
       spread = spread + keep_lanes(V::load(squares + u) + V(gates) * d * d, s_.H - u);
     }
-    const V rstd(inverse_deviation(sum_lanes(spread) / count));
-    for (int64_t p = own.begin; p < own.end; ++p) {
+    return {mean, inverse_deviation(sum_lanes(spread) / count)};
+  };
+  after_first(n, of_row, [&](int64_t r, const Moments<T>& of_x) {
+    for (int64_t p = own.begin; p < own.end; ++p)
       for (int g = 0; g < G; ++g) {
-        const V v = (V::load(gx(p, r) + g * W) - mean) * rstd, gain = V::load(w_.vectors + (kGainX + g) * Hp_ + p * W);
+        const V v = (V::load(gx(p, r) + g * W) - V(of_x.mean)) * V(of_x.rstd);
+        const V gain = V::load(w_.vectors + (kGainX + g) * Hp_ + p * W);
         if (p_.reserve) v.store(kept_[r] + (kNormX + g) * Hp_ + p * W);
         (v * gain + V::load(w_.bx[0] + (p * G + g) * W)).store(const_cast<T*>(gx(p, r)) + g * W);
       }
-    }
-    if (p_.reserve && own.begin == 0 && own.size()) kept_[r][(kNormX + G) * Hp_] = rstd.v[0];
-  }
+    if (p_.reserve && own.begin == 0 && own.size()) kept_[r][(kNormX + G) * Hp_] = of_x.rstd;
+  });
 }
 
 // R h of all units, then the gates with r normalised, then, for a cell with c, h from c normalised.
@@ -58,18 +60,18 @@ void ForwardRun<Cell, T>::recur_normalised(int64_t k, int64_t gx_base, int64_t g
                           V::load(sums + (r * G + g) * W).store(raw_of(r0 + r) + g * Hp_ + panel * W);
                     });
   step_barrier();
-  for (int64_t i = 0; i < running; ++i) {
-    const Moments<T> of_r = moments<G>(raw_of(i), s_.H, Hp_);
+  const auto of_r = [&](int64_t i) { return moments<G>(raw_of(i), s_.H, Hp_); };
+  after_first(running, of_r, [&](int64_t i, const Moments<T>& of_r) {
     if (p_.reserve && panels.begin == 0 && panels.size()) row_[i].saved[(kNorm + G) * Hp_] = of_r.rstd;
     for (int64_t panel = panels.begin; panel < panels.end; ++panel)
       units_normalised<kSpecial>(row_[i], panel, of_r, raw_of(i),
                                  gx_[0] + ((panel - panels.begin) * gx_rows + gx_base + i) * G * W);
-  }
+  });
   if constexpr (kExtra == 1) {
     step_barrier();
-    for (int64_t i = 0; i < running; ++i) {
+    const auto of_c = [&](int64_t i) { return moments<1>(row_[i].c_new, s_.H, Hp_); };
+    after_first(running, of_c, [&](int64_t i, const Moments<T>& of_c) {
       const Row& row = row_[i];
-      const Moments<T> of_c = moments<1>(row.c_new, s_.H, Hp_);
       if (p_.reserve && panels.begin == 0 && panels.size()) row.saved[(kNormC + 1) * Hp_] = of_c.rstd;
       for (int64_t unit = panels.begin * W; unit < panels.end * W; unit += W) {
         const V n = (V::load(row.c_new + unit) - V(of_c.mean)) * V(of_c.rstd);
@@ -81,7 +83,7 @@ void ForwardRun<Cell, T>::recur_normalised(int64_t k, int64_t gx_base, int64_t g
         else
           put_h<kSpecial>(row, unit, s_.H - unit, h);
       }
-    }
+    });
   }
 }
 template <class Cell, class T>
@@ -112,42 +114,51 @@ void BackwardRun<Cell, T>::undo_norms(int64_t running) {
   const T* gains = w_.vectors;
   if constexpr (kExtra == 1) {
     step_barrier();
-    for (int64_t i = 0; i < running; ++i) {
+    const auto sums_of_c = [&](int64_t i) {
+      const T *dn = dn_of(i), *n = row_[i].saved + kNormC * Hp_;
+      return norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
+    };
+    after_first(running, sums_of_c, [&](int64_t i, const NormSums<T>& means) {
       const Row& row = row_[i];
       const T *dn = dn_of(i), *n = row.saved + kNormC * Hp_;
-      const auto means =
-          norm_sums<1, T>(s_.H, [&](int, int64_t u) { return std::make_pair(V::load(dn + u), V::load(n + u)); });
       const V rstd(row.saved[(kNormC + 1) * Hp_]);
       for (int64_t u = own.begin; u < own.end; u += W)
         gates_from_c<kSpecial>(row, u, norm_backward(V::load(dn + u), V::load(n + u), rstd, means, s_.H - u));
-    }
+    });
   }
   step_barrier();
-  for (int64_t i = 0; i < running; ++i) {
-    const Row& row = row_[i];
-    const T *da = row.dr + kRaw * Hp_, *n = row.saved + kNorm * Hp_;
-    const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
+  const auto sums_of_r = [&](int64_t i) {
+    const T *da = row_[i].dr + kRaw * Hp_, *n = row_[i].saved + kNorm * Hp_;
+    return norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
       return std::make_pair(V::load(da + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
     });
+  };
+  after_first(running, sums_of_r, [&](int64_t i, const NormSums<T>& means) {
+    const Row& row = row_[i];
+    const T *da = row.dr + kRaw * Hp_, *n = row.saved + kNorm * Hp_;
     const V rstd(row.saved[(kNorm + G) * Hp_]);
     for (int64_t u = own.begin; u < own.end; u += W)
       for (int g = 0; g < G; ++g) {
         const V d = V::load(da + g * Hp_ + u), at = V::load(n + g * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(row.dr + g * Hp_ + u);
       }
-  }
+  });
 }
 // Gate gradients of the chunk, of x normalised -> of W x. The columns after the gates keep the former, for the gains
 // and the bias.
 template <class Cell, class T>
 void BackwardRun<Cell, T>::undo_input_norm() {
   const T* gains = w_.vectors + kGainX * Hp_;
-  for (int64_t r = team_.rank; r < n_; r += team_.size) {
-    T* dx = const_cast<T*>(dx_list_[r]);
-    const T* n = kept_list_[r] + kNormX * Hp_;
-    const auto means = norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
+  const auto row_of = [&](int64_t i) { return team_.rank + i * team_.size; };
+  const auto sums_of = [&](int64_t i) {
+    const T *dx = dx_list_[row_of(i)], *n = kept_list_[row_of(i)] + kNormX * Hp_;
+    return norm_sums<G, T>(s_.H, [&](int g, int64_t u) {
       return std::make_pair(V::load(dx + g * Hp_ + u) * V::load(gains + g * Hp_ + u), V::load(n + g * Hp_ + u));
     });
+  };
+  after_first(ceil_div(n_ - team_.rank, team_.size), sums_of, [&](int64_t i, const NormSums<T>& means) {
+    T* dx = const_cast<T*>(dx_list_[row_of(i)]);
+    const T* n = kept_list_[row_of(i)] + kNormX * Hp_;
     const V rstd(n[G * Hp_]);
     for (int g = 0; g < G; ++g)
       for (int64_t u = 0; u < s_.H; u += W) {
@@ -155,7 +166,7 @@ void BackwardRun<Cell, T>::undo_input_norm() {
         d.store(dx + (G + g) * Hp_ + u);
         norm_backward(d * V::load(gains + g * Hp_ + u), at, rstd, means, s_.H - u).store(dx + g * Hp_ + u);
       }
-  }
+  });
 }
 
 // The gradients of the output gate and of LN(c).
