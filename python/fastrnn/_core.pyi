@@ -104,7 +104,7 @@ def rnn_backward(
     /,
 ) -> None: ...
 def dropout_mask(itemsize: int, seed: int, stream: int, rows: int, units: int, rate: float, out: int, /) -> None: ...
-def reserve(shape: list[int], itemsize: int) -> np.ndarray: ...  # uninitialised memory that the engine keeps
+def kept_array(shape: list[int], itemsize: int) -> np.ndarray: ...  # uninitialised memory that the engine keeps
 def plan(
     cell: str,
     itemsize: int,
