@@ -37,7 +37,7 @@ class Attention {
   void forward(const AttentionForward<T>& p, int64_t b, int64_t q0, int64_t q1) {
     const int64_t keys = length_of(p.lengths, s_.Tk, b);
     T* weights = p.weights + (b * s_.Tq + q0) * s_.Tk;
-    T* context = p.context + (b * s_.Tq + q0) * s_.Dv;
+    T* context = p.value ? p.context + (b * s_.Tq + q0) * s_.Dv : nullptr;
     ahead_.clear();
     if (p.value) {  // while scores are computed, what follows them, then the next scores' arguments
       ahead_.add(p.value + b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
@@ -98,6 +98,7 @@ class Attention {
     ahead_.add(p.value + next_.b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
     ahead_.add(p.dvalue + next_.b * s_.Tk * s_.Dv, keys * s_.Dv * sizeof(T));
   }
+
   // dscore_, dvalue and dbias.
   void value_gradients(const AttentionBackward<T>& p, int64_t b, int64_t keys) {
     const T *weights = p.weights + b * s_.Tq * s_.Tk, *value = p.value + b * s_.Tk * s_.Dv;
