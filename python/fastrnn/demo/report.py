@@ -152,7 +152,7 @@ def _step_bars(axis, torch_nn: Result, ours: Result, cell: str) -> None:
         bottom, free = 0.0, 0.0  # free: height above which no label stands beside the bar
         for part, name, shade in zip(parts, names, (1.0, 0.7, 0.3)):
             axis.bar(x, part, 0.7, bottom=bottom, color=colour, alpha=shade, linewidth=0)
-            middle, label = bottom + part / 2, f"{name}\n{part:.2g} ms"
+            middle, label = bottom + part / 2, f"{name}\n{part:.3g} ms"
             if part > 0.1 * highest:
                 ink = "white" if shade > 0.5 else "#333333"
                 axis.text(x, middle, label, ha="center", va="center", fontsize=8, color=ink)
