@@ -1,4 +1,5 @@
-"""No tensor of size Tq*Tk*D on the way through attention, forward or backward, whichever normaliser follows the scores."""
+"""No tensor of size Tq*Tk*D on the way through attention, forward or backward, whichever normaliser follows the scores;
+and large results are in memory that nobody else holds."""
 
 from __future__ import annotations
 

@@ -44,21 +44,15 @@ def attention(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float = 1.0,
+    call: object = None,
 ) -> tuple[Tensor, Tensor]:
-    """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64."""
+    """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64.
+
+    call: what prepare() of the backend has made of them, where ops.is_watched() is false.
+    """
     tensors = (query, key, value, v, lengths, mask, bias)
-    if ops.is_watched() or ops.is_exotic(tensors):
+    if call is None and (ops.is_watched() or ops.is_exotic(tensors)):
         return _forward_anywhere(score, *tensors, scale)
-    if torch.is_grad_enabled() and ops.wants_gradient(tensors):
-        return _Eager.apply(score, *tensors, scale, None)
-    return _backends.attention_of(query).forward(score, *tensors, scale)
-
-
-def attention_in_place(
-    call: object, score: str, query: Tensor, key: Tensor, value: Tensor, v: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """attention() of what prepare() of the backend has made a call of, where ops.is_watched() is false."""
-    tensors = (query, key, value, v, None, None, None)
     if torch.is_grad_enabled() and ops.wants_gradient(tensors):
         return _Eager.apply(score, *tensors, scale, call)
     return _backends.attention_of(query).forward(score, *tensors, scale, call)

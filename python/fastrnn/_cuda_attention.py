@@ -27,7 +27,7 @@ def prepare(score, query, key, value, v, scale) -> None:
 
 
 @without_autocast
-def forward(score, query, key, value, v, lengths, mask, bias, scale, call=None):
+def forward(score, query, key, value, v, lengths, mask, bias, scale, _call=None):
     call = _Call(score, query, key, value, v, lengths, mask, bias)
     context, weights = new_outputs(score, query, key, value, v, lengths, mask, bias, scale)
     if not weights.numel():

@@ -19,7 +19,7 @@ from . import _core, _oracle
 from ._backprop import Backprop
 from ._cells import CELLS, LANES, NORMALISED, kept_shape, sizes, width_beyond
 from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
-from ._memory import address_of, check_storage, dense
+from ._memory import address_of, check_storage, dense, kept
 from ._noise import Noise
 from .threads import current as current_threads
 
@@ -273,7 +273,7 @@ def forward(
         elif T * B * H < _KEPT_ELEMENTS:
             reserve = x.new_empty(shape)
         else:
-            reserve = torch.from_numpy(_core.kept_array(shape, item))
+            reserve = kept(x, shape)
         reserve_address = reserve.data_ptr()
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),

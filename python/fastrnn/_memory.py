@@ -4,6 +4,7 @@ And memory for results."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,11 +72,16 @@ def kept_empty(like: Tensor, *shape: int) -> Tensor:
     """
     if like.element_size() * math.prod(shape) < _KEPT_BYTES:
         return like.new_empty(*shape)
+    return kept(like, shape)
+
+
+def kept(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same, whatever its size."""
     return torch.from_numpy(_core.kept_array(shape, like.element_size()))
 
 
 def kept_empty_like(t: Tensor) -> Tensor:
-    """The same, contiguous, in the shape and dtype of t."""
+    """kept_empty() in the shape and dtype of t, contiguous."""
     if t.nbytes < _KEPT_BYTES:
         return torch.empty_like(t, memory_format=torch.contiguous_format)
     return kept_empty(t, *t.shape)

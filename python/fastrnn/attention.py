@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _backends, _checks, _devices, ops
 from ._attention_checks import ACTIVATIONS, additive_score, check_scale, check_shapes, function_of
 from ._attention_masks import as_mask, expanded
-from ._attention_operators import attention, attention_in_place
+from ._attention_operators import attention
 from ._tensor_checks import NARROW_DTYPES, as_lengths, check_floats, check_like, check_memory, is_plain
 
 __all__ = ["additive_attention", "additive_scores", "dot_attention", "dot_scores"]
@@ -150,7 +150,7 @@ def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Te
         scale = check_scale(function, scale)
         call = _backends.attention_of(query).prepare(score, query, key, value, v, scale)
         if call is not None:
-            return attention_in_place(call, score, query, key, value, v, scale)
+            return attention(score, query, key, value, v, scale=scale, call=call)
     (query, key, value, v, bias), dtype = _cast(query, key, value, v, bias)
     has_v = score in ACTIVATIONS
     if not _fit(query, key, value, v, has_v):
