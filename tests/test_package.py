@@ -45,7 +45,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PATH": TOOLS_PATH} | environment
     if command[0] != sys.executable:
         env.pop("LD_PRELOAD", None)  # a sanitizer is for Python alone, not for compilers
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
 def python(code: str, **environment: str) -> str:

@@ -162,9 +162,17 @@ def test_weight_dropout_is_a_mask_on_the_recurrent_matrix():
     w_ih, w_hh, *biases = module._flat_weights
     hit = hits(_noise.Rates(seed=7).seed_of(0), 16, 4 * H, 1, H, 0.4)[:, 0]
     assert 0.3 < hit.double().mean() < 0.5
-    want = functional.lstm(x, None, [w_ih, w_hh * ~hit / 0.6, *biases])[0]
+    mask = ~hit / 0.6
+    want = functional.lstm(x, None, [w_ih, w_hh * mask, *biases])[0]
     got = functional.lstm(x, None, module._flat_weights, weight_dropout=0.4, training=True, seed=7)[0]
     assert torch.allclose(got, want, atol=1e-6)
+
+    def derivatives(y):  # the gradient, and that of its norm
+        (g,) = torch.autograd.grad(y.square().sum(), w_hh, create_graph=True)
+        return g, *torch.autograd.grad(g.square().sum(), w_hh)
+
+    for g, w in zip(derivatives(got), derivatives(want)):
+        assert torch.allclose(g, w, atol=1e-5, rtol=1e-4) and not g[hit].any()
     assert torch.equal(functional.lstm(x, None, module._flat_weights, weight_dropout=0.4)[0], module(x)[0])
 
 

@@ -127,7 +127,10 @@ inline Rows take_rows(Arena& arena, int64_t B, int64_t T, const int64_t* lengths
   int64_t* temp = arena.take<int64_t>(B);
   if (!arena.base) return rows;
   sort_rows(B, T, lengths, rows.order, temp);
-  for (int64_t k = first; k < B; k += stride) {
+  // Neighbours, whose reserves lie side by side; of sorted rows every stride-th, so that all walk as far.
+  const Range block = share(B, first, stride);
+  const int64_t step = lengths ? stride : 1, begin = lengths ? first : block.begin, end = lengths ? B : block.end;
+  for (int64_t k = begin; k < end; k += step) {
     rows.batch[rows.count] = rows.order[k];
     rows.length[rows.count] = length_of(lengths, T, rows.order[k]);
     temp[rows.count++] = k;

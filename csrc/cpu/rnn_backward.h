@@ -16,10 +16,10 @@ class BackwardRun {
   using S = Stages<Cell>;
   static constexpr int W = V::kWidth, G = Cell::kGates, K = Cell::kSaved, kExtra = Cell::kStates - 1;
   // Columns of a row of dr: gates, then the cell's vectors; of a normalised cell what enters the normalisations of c
-  // and of R h, kRaw on. Of dx: gates, then what enters the normalisation of W x.
+  // and of R h, kRaw on. Of dx: gates.
   static constexpr int kRaw = G + kExtra;
   static constexpr int kColumns = G + (Cell::kNormalised ? kExtra + G : Cell::kVectors);
-  static constexpr int kColumnsX = Cell::kSharedGateGrad ? kColumns : Cell::kNormalised ? 2 * G : G;
+  static constexpr int kColumnsX = Cell::kSharedGateGrad ? kColumns : G;
   static constexpr int kNorm = norm_slot<Cell>(0), kNormX = norm_slot<Cell>(1), kNormC = norm_slot<Cell>(2);
   static constexpr int kGainX = Cell::kVectors - G;
   static constexpr int kPanel = kMaxTileVecs * W;  // columns of a plain panel
@@ -107,6 +107,7 @@ class BackwardRun {
     masked_ = arena.take<T>(p_.h_mask ? rows * s_.out() : 0);
     wx_ = arena.take<T>(s_.I * G * Hp_);
     dn_ = arena.take<T>(Cell::kNormalised ? s_.B * Hp_ : 0);
+    means_x_ = arena.take<NormSums<T>>(Cell::kNormalised ? rows : 0);
     wh_ = arena.take<T>((s_.out() > s_.H ? s_.out() : s_.H) * G * Hp_);
     wr_ = arena.take<T>(s_.P * Hp_);
     bx_ = arena.take<double>(2 * G * Hp_);
@@ -275,16 +276,25 @@ class BackwardRun {
   // reads more than half of the cache, up to 4 % more.
   FASTRNN_HD void fetch_next(const Row& row, int64_t u) const {
     if (!fetches_) return;
-    for (int q = 0; q < K; ++q) fetch_line(row.saved + reserve_step_ + q * Hp_ + u, u);
+    for (int q = 0; q < K && !Cell::kNormalised; ++q) fetch_line(row.saved + reserve_step_ + q * Hp_ + u, u);
     for (int e = 0; e < kExtra; ++e) fetch_line(row.c_prev + reserve_step_ + e * Hp_ + u, u);
     if (p_.dy) fetch_line(row.dy + (reverse() ? p_.dy_stride_t : -p_.dy_stride_t) + u, u);
     if (Cell::kReadsH) fetch_line(row.h_prev + (reverse() ? p_.y_stride_t : -p_.y_stride_t) + u, u);
+  }
+
+  // Of a normalised cell, whose reserve is three times as wide, while the product of this step runs: LSTM and GRU,
+  // H=128, B=8, 5 % less.
+  void fetch_reserve(int64_t running) {
+    ahead_.clear();
+    if (running && !p_.lengths)
+      ahead_.add(row_[0].saved + reserve_step_, running * p_.slots(K, Cell::kStates) * Hp_ * int64_t(sizeof(T)));
   }
 
   // kSpecial: with a regulariser or gradients of c from outside; see ForwardRun::step().
   template <bool kSpecial>
   void step(int64_t k) {
     const int64_t running = set_rows(k);
+    if (Cell::kNormalised && fetches_) fetch_reserve(running);
     if (s_.P) {
       product(serial_depth<Cell>(s_), running, w_.wh_t[0], output_, k, s_.P,
               [&](const Row& row, int64_t c, int64_t lanes, V sum) {
@@ -320,15 +330,22 @@ class BackwardRun {
   // a_ [running] x panels; visit(row, first column, lanes, sums) for every vector of columns below N.
   template <class Visit>
   void product(int64_t depth, int64_t running, const T* w, Range panels, int64_t k, int64_t N, Visit visit) {
-    matmul_rows<T, kMaxTileVecs>(depth, running, a_, w, nullptr, panels.begin, panels.end, k & 1,
-                                 [&](int64_t panel, int64_t r0, int mr, const T* sums) {
-                                   for (int r = 0; r < mr; ++r)
-                                     for (int j = 0; j < kMaxTileVecs; ++j) {
-                                       const int64_t c = panel * kPanel + j * W;
-                                       if (c >= N) break;
-                                       visit(row_[r0 + r], c, N - c, V::load(sums + (r * kMaxTileVecs + j) * W));
-                                     }
-                                 });
+    matmul_rows<T, kMaxTileVecs>(
+        depth, running, a_, w, nullptr, panels.begin, panels.end, k & 1,
+        [&](int64_t panel, int64_t r0, int mr, const T* sums) {
+          for (int r = 0; r < mr; ++r)
+            for (int j = 0; j < kMaxTileVecs; ++j) {
+              const int64_t c = panel * kPanel + j * W;
+              if (c >= N) break;
+              visit(row_[r0 + r], c, N - c, V::load(sums + (r * kMaxTileVecs + j) * W));
+            }
+        },
+        [&](int64_t steps) {
+          if constexpr (Cell::kNormalised)
+            return ahead_.next(steps, w);
+          else
+            return FetchNothing();
+        });
   }
 
   void undo_zoneout(const Row& row, int64_t u, V* ds_new, V* s_new, V* kept);
@@ -386,8 +403,18 @@ class BackwardRun {
   Range own_vectors(int64_t first, int64_t last, bool mirrored) const;
   void weight_gradients(bool add);
   void bias_gradients();
+  void sum_rows(const T* const* rows, int64_t from, int64_t columns, double* out);
+  struct Ignore {
+    void operator()(int64_t, int64_t, V, V) const {}
+  };
+  template <class Visit = Ignore>
   void sum_rows(const T* const* rows, int64_t from, const T* const* factors, int64_t factor, int64_t columns,
-                double* out);
+                double* out, double* times, Visit visit = {});
+  template <class Block>
+  void sum_blocks(int64_t columns, Block block);
+  static void add_lanes(V v, double* to) {
+    for (int lane = 0; lane < W; ++lane) to[lane] += double(v.v[lane]);
+  }
 
   // The next chunk (earlier in time) needs the gate gradients of this chunk's first step.
   void keep_boundary() {
@@ -458,13 +485,15 @@ class BackwardRun {
   char* forward_scratch_;
   Rows all_, rows_;
   Row* row_;
+  Ahead ahead_;  // see fetch_reserve()
   const T** a_;
   T *dx_, *dr_, *boundary_, *dh_projected_, *masked_;  // gate gradients of the chunk [steps][B][ld]
   T *dh_, *dc_, *c0_, *zeros_;
   T *c_initial_, *dr_initial_, *dh_initial_, *dc_initial_;  // where resets return to the initial state, see rnn_reset.h
   T *wx_, *wh_, *wr_;                                       // sums of the weight gradients
-  T* dn_;             // of a normalised cell with c: gradients of LN(c) times its gain
-  double *bx_, *bh_;  // sums of the gradients of b_ih, then of the gains of x; of b_hh and the vectors
+  NormSums<T>* means_x_;  // of a normalised cell: what the gradients of W x need of a row, by row of the chunk
+  T* dn_;                 // of a normalised cell with c: gradients of LN(c) times its gain
+  double *bx_, *bh_;      // sums of the gradients of b_ih, then of the gains of x; of b_hh and the vectors
   const T **x_list_, **h_list_, **kept_list_, **u_list_, **dx_list_, **dr_list_, **m_list_, **dp_list_;
   T** dx_out_;
   Range hidden_, output_;  // panels of the serial products

@@ -2,6 +2,7 @@
 // The forward time loop, for any cell. Per chunk of time steps: the input projection of the whole chunk (one long
 // product), then step by step the recurrent product of a tile of rows x units, whose sums meet the projected input in
 // registers and go through the cell before anything is stored. y itself is the h that the next step reads.
+#include "ahead.h"
 #include "norm.h"
 #include "rnn_pack.h"
 

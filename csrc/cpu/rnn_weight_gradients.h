@@ -38,37 +38,50 @@ template <class Cell, class T>
 void BackwardRun<Cell, T>::bias_gradients() {
   const RnnGrads<T>& g = p_.grads[d_];
   if constexpr (Cell::kNormalised) {
-    if (!g.b_ih && !g.b_hh) return;
-    sum_rows(dx_list_, G, nullptr, 0, G, bx_);
-    sum_rows(dx_list_, G, kept_list_, kNormX, G, bx_ + G * Hp_);
-    sum_rows(dr_list_, kRaw, kept_list_, kNorm, G, bh_ + G * Hp_);
-    sum_rows(dr_list_, G, kept_list_, kNormC, kExtra, bh_ + 2 * G * Hp_);
-    sum_rows(dr_list_, G, nullptr, 0, kExtra, bh_ + (2 * G + 1) * Hp_);
-    sum_rows(dr_list_, kRaw, nullptr, 0, G, bh_ + (G + Cell::kVectors) * Hp_);
+    if (!g.b_hh) return;
+    sum_rows(dr_list_, kRaw, kept_list_, kNorm, G, bh_ + (G + Cell::kVectors) * Hp_, bh_ + G * Hp_);
+    sum_rows(dr_list_, G, kept_list_, kNormC, kExtra, bh_ + (2 * G + 1) * Hp_, bh_ + 2 * G * Hp_);
   } else {
-    if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, 0, nullptr, 0, G, bx_);
-    if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, 0, nullptr, 0, G, bh_);
-    if (g.b_hh) sum_rows(dr_list_, G, nullptr, 0, Cell::kVectors, bh_ + G * Hp_);
+    if (g.b_ih || (g.b_hh && Cell::kSharedGateGrad)) sum_rows(dx_list_, 0, G, bx_);
+    if (g.b_hh && !Cell::kSharedGateGrad) sum_rows(dr_list_, 0, G, bh_);
+    if (g.b_hh) sum_rows(dr_list_, G, Cell::kVectors, bh_ + G * Hp_);
   }
 }
-// Columns of Hp from column `from` on, times the same number of columns of `factors` from column `factor` on if there
-// are factors. Inner sums of 16 rows in T, the rest in double: a bias gradient is one long sum over time.
+// Sums over the chunk of columns of Hp from column `from` on. Inner sums of 16 rows in T, the rest in double: a bias
+// gradient is one long sum over time.
 template <class Cell, class T>
+void BackwardRun<Cell, T>::sum_rows(const T* const* rows, int64_t from, int64_t columns, double* out) {
+  sum_blocks(columns, [&](int64_t k0, int64_t k1, int64_t at) {
+    V sum(0);
+    for (int64_t k = k0; k < k1; ++k) sum = sum + V::load(rows[k] + from * Hp_ + at);
+    add_lanes(sum, out + at);
+  });
+}
+// And of those times the same number of columns of `factors`, from column `factor` on. visit(row, column, both).
+template <class Cell, class T>
+template <class Visit>
 void BackwardRun<Cell, T>::sum_rows(const T* const* rows, int64_t from, const T* const* factors, int64_t factor,
-                                    int64_t columns, double* out) {
-  const Range own = share(columns * Hp_ / W, team_.rank, team_.size);
-  for (int64_t k0 = 0; k0 < n_; k0 += 16) {  // outside: these rows stay in the cache, a column of all would not
-    const int64_t k1 = k0 + 16 < n_ ? k0 + 16 : n_;
-    for (int64_t v = own.begin; v < own.end; ++v) {
-      V sum(0);
-      if (factors)
-        for (int64_t k = k0; k < k1; ++k)
-          sum = V::load(rows[k] + from * Hp_ + v * W) * V::load(factors[k] + factor * Hp_ + v * W) + sum;
-      else
-        for (int64_t k = k0; k < k1; ++k) sum = sum + V::load(rows[k] + from * Hp_ + v * W);
-      for (int lane = 0; lane < W; ++lane) out[v * W + lane] += double(sum.v[lane]);
+                                    int64_t columns, double* out, double* times, Visit visit) {
+  sum_blocks(columns, [&](int64_t k0, int64_t k1, int64_t at) {
+    V sum(0), product(0);
+    for (int64_t k = k0; k < k1; ++k) {
+      const V v = V::load(rows[k] + from * Hp_ + at), f = V::load(factors[k] + factor * Hp_ + at);
+      sum = sum + v;
+      product = v * f + product;
+      visit(k, at, v, f);
     }
-  }
+    add_lanes(sum, out + at);
+    add_lanes(product, times + at);
+  });
+}
+// block(first, last, column) for 16 rows and this thread's columns, vector by vector; the rows outside: these stay in
+// the cache, a column of all would not.
+template <class Cell, class T>
+template <class Block>
+void BackwardRun<Cell, T>::sum_blocks(int64_t columns, Block block) {
+  const Range own = share(columns * Hp_ / W, team_.rank, team_.size);
+  for (int64_t k0 = 0; k0 < n_; k0 += 16)
+    for (int64_t v = own.begin; v < own.end; ++v) block(k0, k0 + 16 < n_ ? k0 + 16 : n_, v * W);
 }
 
 // Sums are kept transposed and padded, [in][G*Hp]; the caller's layout is [G*H][in].

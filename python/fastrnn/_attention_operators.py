@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, ops, reference
+from . import _backends, _checks, _paths, reference
 from ._attention_checks import ACTIVATIONS
 from ._attention_kernels import SCORES, new_gradients, new_outputs
 from ._transforms import transformable
@@ -48,12 +48,12 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Context and weights of arguments that have been checked; mask and bias [B, Tq, Tk], lengths int64.
 
-    call: what prepare() of the backend has made of them, where ops.is_watched() is false.
+    call: what prepare() of the backend has made of them, where _paths.is_watched() is false.
     """
     tensors = (query, key, value, v, lengths, mask, bias)
-    if call is None and (ops.is_watched() or ops.is_exotic(tensors)):
+    if call is None and (_paths.is_watched() or _paths.is_exotic(tensors)):
         return _forward_anywhere(score, *tensors, scale)
-    if torch.is_grad_enabled() and ops.wants_gradient(tensors):
+    if torch.is_grad_enabled() and _paths.wants_gradient(tensors):
         return _Eager.apply(score, *tensors, scale, call)
     return _backends.attention_of(query).forward(score, *tensors, scale, call)
 
@@ -72,7 +72,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dcontext, dweights):
-        raw = not (torch.is_grad_enabled() or ops.is_watched() or ops.is_exotic((dcontext, dweights)))
+        raw = not (torch.is_grad_enabled() or _paths.is_watched() or _paths.is_exotic((dcontext, dweights)))
         return *_differentiate(ctx, dcontext, dweights, raw), None
 
 

@@ -19,14 +19,13 @@ from . import _core, _oracle
 from ._backprop import Backprop
 from ._cells import CELLS, LANES, NORMALISED, kept_shape, sizes, width_beyond
 from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
-from ._memory import address_of, check_storage, dense, kept
+from ._memory import address_of, check_storage, dense, kept_empty
 from ._noise import Noise
 from .threads import current as current_threads
 
 DTYPES = (torch.float32, torch.float64)
 _core_forward, _core_backward = _core.rnn_forward, _core.rnn_backward
 _bool = torch.bool
-_KEPT_ELEMENTS = 1 << 18  # of y: from here on the engine's memory, which it keeps, is faster than fresh memory
 
 
 def five_per_direction(addresses: list[int], n: int) -> list[int]:
@@ -270,10 +269,8 @@ def forward(
             backward_options = (backprop.segment_steps(cell, item, T, B, I, H, P, directions), 0.0, 0, 0, 0)
         elif whole_reserve and (lengths is not None or H % LANES or cell in NORMALISED):
             reserve = x.new_zeros(shape)
-        elif T * B * H < _KEPT_ELEMENTS:
-            reserve = x.new_empty(shape)
         else:
-            reserve = kept(x, shape)
+            reserve = kept_empty(x, *shape)
         reserve_address = reserve.data_ptr()
     _core_forward(
         cell, item, T, B, I, H, P, directions, x_address, x_t, x_b, addresses, states_in, address_of(lengths64),

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _core
 from ._checks import storage_error
 
-_KEPT_BYTES = 1 << 20
+_KEPT_BYTES = 1 << 19
 
 
 def check_storage(function: str, name: str, t: Tensor) -> None:

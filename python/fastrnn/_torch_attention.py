@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from . import ops
+from . import _paths
 
 _LOG = os.environ.get("FASTRNN_LOG") == "1"
 # Wider heads are no faster there (docs/attention.md). Below a vector of keys, 16, torch's kernel makes zeros of a query
@@ -36,7 +36,7 @@ def heads_context(
         is_causal: whether mask is that of is_causal=True, and bias None.
     """
     tensors = (query, key, value, mask, bias)
-    if ops.is_watched() or ops.is_exotic(tensors) or (torch.is_grad_enabled() and ops.wants_gradient(tensors)):
+    if _paths.is_watched() or _paths.is_exotic(tensors) or (torch.is_grad_enabled() and _paths.wants_gradient(tensors)):
         return None
     (B, heads, L, D), S = query.shape, key.shape[2]
     if not query.is_cpu or D > MOST_COLUMNS or S < FEWEST_KEYS or not query.numel():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _backends, _checks, _devices, ops
+from . import _backends, _checks, _devices, _paths
 from ._attention_checks import ACTIVATIONS, additive_score, check_scale, check_shapes, function_of
 from ._attention_masks import as_mask, expanded
 from ._attention_operators import attention
@@ -146,7 +146,7 @@ def dot_scores(query: Tensor, key: Tensor, scale: float = 1.0) -> Tensor:
 
 def _attend(score, query, key, value, v, scale, lengths, mask, bias) -> tuple[Tensor, Tensor]:
     function = function_of(score)
-    if lengths is mask is bias is None and isinstance(query, Tensor) and not (ops.is_watched() or _autocast("cpu")):
+    if lengths is mask is bias is None and isinstance(query, Tensor) and not (_paths.is_watched() or _autocast("cpu")):
         scale = check_scale(function, scale)
         call = _backends.attention_of(query).prepare(score, query, key, value, v, scale)
         if call is not None:
