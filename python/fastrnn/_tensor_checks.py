@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from . import _checks
 from ._memory import check_storage
 
-# Bound once, like those of ops.py.
+# Bound once, like those of _paths.py.
 _is_compiling = torch.compiler.is_compiling
 _functorch_active = torch._C._are_functorch_transforms_active
 _PLAIN = (Tensor, Parameter)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Bound once, like those of ops.py; Dynamo traces torch.func itself.
+# Bound once, like those of _paths.py; Dynamo traces torch.func itself.
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 
