@@ -296,6 +296,29 @@ def test_constructors(option):
         torch.nn.LSTM(**arguments)
 
 
+NORM_PARAMETERS = [("GRU", n) for n in ("bias_ih", "bias_hh", "gain_ih", "gain_hh")]
+NORM_PARAMETERS += [("LSTM", n) for _, n in NORM_PARAMETERS] + [("LSTM", "gain_c"), ("LSTM", "bias_c")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind, name", NORM_PARAMETERS)
+def test_parameters_of_layer_normalisation_are_finite(kind, name, value):
+    module, x = getattr(nn, kind)(3, 4, layer_norm=True, bidirectional=True), torch.randn(5, 2, 3)
+    getattr(module, f"{name}_l0_reverse").data[-1] = value
+    expected = f"^{kind.lower()}: {name} of the layer normalisation has {value}, expected finite numbers$"
+    with pytest.raises(ValueError, match=expected):
+        module(x)
+    with torch.no_grad(), pytest.raises(ValueError, match=expected):
+        torch.compile(module, backend="eager")(x)
+    state = {n: w.detach().numpy() for n, w in module.state_dict().items()}
+    with pytest.raises(ValueError, match=expected):
+        getattr(fastrnn.numpy, kind).from_state_dict(state, layer_norm=True)
+    one_way = getattr(nn, kind)(3, 4, layer_norm=True)
+    getattr(one_way, f"{name}_l0").data[0] = value
+    with pytest.raises(ValueError, match=expected):
+        one_way.stepper()
+
+
 def test_constructor_warnings_and_names():
     with pytest.warns(UserWarning, match="GRU: dropout = 0.5 acts between layers") as caught:
         nn.GRU(3, 4, dropout=0.5)

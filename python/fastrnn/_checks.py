@@ -6,8 +6,10 @@ The front ends call a check only after a cheap comparison has failed or when a c
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 STATE_NAMES = ("h0", "c0", "n0", "m0")  # of a cell with k states the first k
 
@@ -232,6 +234,31 @@ def _is_hard(function: str, recurrent_activation: str) -> bool:
             f"{function}: recurrent_activation is {recurrent_activation!r}, expected 'sigmoid' or 'hard_sigmoid'"
         )
     return recurrent_activation == "hard_sigmoid"
+
+
+def check_norm(function: str, H: int, b_ih: Any, b_hh: Any) -> None:
+    """Raises if a parameter of layer normalisation is not finite; the biases of one direction, arrays or tensors, hold
+    all of them."""
+
+    def extremes(array: Any) -> tuple[float, float]:
+        return float(array.min()), float(array.max())  # NaN if it has one
+
+    rows, columns = b_ih.shape[0], b_hh.shape[0]
+    of_c = {"gain_c": H, "bias_c": H} if columns > 3 * rows else {}
+    for array, parts in (
+        (b_ih, {"bias_ih": rows}),
+        (b_hh, {"bias_hh": rows, "gain_hh": rows, **of_c, "gain_ih": rows}),
+    ):
+        if all(map(math.isfinite, extremes(array))):
+            continue
+        begin = 0
+        for name, size in parts.items():
+            for value in extremes(array[begin : begin + size]):
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"{function}: {name} of the layer normalisation has {value}, expected finite numbers"
+                    )
+            begin += size
 
 
 def check_lengths(function: str, lowest: int, highest: int, T: int) -> None:

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from . import _core, _oracle
 from ._backprop import Backprop
 from ._cells import CELLS, LANES, NORMALISED, kept_shape, sizes, width_beyond
-from ._checks import STATE_NAMES, check_lengths, function_of, weight_names, weight_shapes
+from ._checks import STATE_NAMES, check_lengths, check_norm, function_of, weight_names, weight_shapes
 from ._memory import address_of, check_storage, dense, kept_empty
 from ._noise import Noise
 from .threads import current as current_threads
@@ -248,6 +248,8 @@ def forward(
     operator's outputs are reproducible. reset_to_initial: where reset_mask is true h0 and c0 enter, not zeros.
     """
     item, T, B, I, H, P, x_address, x_t, x_b, addresses, states_in, *mask, rows, _ = call
+    for k in range(0, len(weights) if cell in NORMALISED else 0, len(weights) // directions):
+        check_norm(function_of(cell), H, weights[k + 2], weights[k + 3])
     out = P or H
     width = directions * out
     if batch_first:

@@ -12,6 +12,7 @@ from ._checks import (
     STATE_NAMES,
     ShapeError,
     check_lengths,
+    check_norm,
     check_probability,
     check_rank,
     check_reset_to,
@@ -210,6 +211,8 @@ class Recurrent:
             extras = info["vectors"], info["product"]
             check_weights(f, self._gates, shapes, *sizes, D, self.bias, f"_l{k}", k == 0, *extras, self.num_heads)
             own = self._five([np.array(arrays[n], self.dtype, order="C") for n in layer], D, projection)
+            for d in range(0, len(own) if getattr(self, "layer_norm", False) else 0, 5):
+                check_norm(f, self.hidden_size, *own[d + 2 : d + 4])
             parts = [w if w is None else split_rows(w, self.num_heads, self.hidden_size) for w in own]
             heads = range(self.num_heads)
             self._layers.append([[w if w is None else np.ascontiguousarray(w[n]) for w in parts] for n in heads])

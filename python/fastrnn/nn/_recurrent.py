@@ -232,6 +232,8 @@ class Recurrent(Module):
         for k in range(0, len(weights), n):
             w = weights[k : k + n]
             biases = w[2:4] if n >= 4 else (None, None)
+            if getattr(self, "layer_norm", False):
+                _checks.check_norm(self._function, self.hidden_size, *biases)
             layers.append((w[0], w[1], *biases, w[-1] if n & 1 else None))
         zoneout = (0.0, 0.0) if self._rates is None else self._rates.zoneout
         return make_stepper(self._cell(), layers, batch_size, zoneout, self.num_heads)
