@@ -1,9 +1,49 @@
 #pragma once
-// The weight gradients of BackwardRun: long products over the rows of a chunk, added up over the chunks.
+// What BackwardRun leaves until a chunk is done: dx and the weight gradients, long products over its rows, the latter
+// added up over the chunks.
 #include "rnn_backward.h"
 
 namespace fastrnn {
 namespace {
+// The rows of the chunk, for the long products: all rows that run at k0_, then at k0_ + 1, ...
+template <class Cell, class T>
+void BackwardRun<Cell, T>::list_chunk() {
+  n_ = 0;
+  for (int64_t k = k0_; k < k1_; ++k)
+    for (int64_t i = 0; i < all_.count && all_.length[i] > k; ++i, ++n_) {
+      const int64_t b = all_.batch[i], t = time(all_, i, k), at = chunk_row(all_.order[i], k);
+      const T* saved = reserve_at(all_, i, k);
+      x_list_[n_] = p_.x + t * p_.x_stride_t + b * p_.x_stride_b;
+      h_list_[n_] = p_.h_mask ? masked_ + at * s_.out() : h_before(all_, i, k);
+      dx_list_[n_] = dx_ + at * ld_x_;
+      dr_list_[n_] = dr_ + at * ld_;
+      kept_list_[n_] = saved;
+      u_list_[n_] = saved + (K - 1) * Hp_;
+      m_list_[n_] = saved + (K + kExtra) * Hp_;
+      dp_list_[n_] = dh_projected_ + at * ld_projected_;
+      dx_out_[n_] = p_.dx + t * p_.dx_stride_t + b * p_.dx_stride_b;
+    }
+}
+
+template <class Cell, class T>
+void BackwardRun<Cell, T>::input_gradient() {
+  if (!p_.dx) return;
+  const Range own = share(n_, team_.rank, team_.size);
+  matmul_rows<T, kMaxTileVecs>(G * Hp_, own.size(), dx_list_ + own.begin, w_.wx_t, nullptr, 0, ceil_div(s_.I, kPanel),
+                               false, [&](int64_t panel, int64_t r0, int mr, const T* sums) {
+                                 for (int r = 0; r < mr; ++r)
+                                   for (int j = 0; j < kMaxTileVecs; ++j) {
+                                     const int64_t c = panel * kPanel + j * W;
+                                     if (c >= s_.I) break;
+                                     T* out = dx_out_[own.begin + r0 + r] + c;
+                                     V v = V::load(sums + (r * kMaxTileVecs + j) * W);
+                                     if (d_ == 1)
+                                       v = v + load_lanes(out, s_.I - c);  // the forward direction wrote first
+                                     store_lanes(v, out, s_.I - c);
+                                   }
+                               });
+}
+
 // Vectors [first, last) of G*Hp columns, shared by whole panels; odd products share in the opposite order for
 // balance.
 template <class Cell, class T>
